@@ -1,0 +1,157 @@
+"""Run the test tiers one after another, print the seconds of each and one closing line.
+
+`python -m e2e.tiers [TIER …]`; without arguments every tier but `long`. A tier that cannot run on
+this machine counts as skipped and says why; with CI=true the control-plane and node tiers must run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+BIN = Path(PYTHON).parent
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One command of a tier; `pytest` stages are counted by test, others as one check each."""
+
+    tier: str
+    name: str
+    command: tuple[str, ...]
+
+    @property
+    def counted(self) -> bool:
+        return "pytest" in self.command
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Result:
+    stage: Stage
+    seconds: float
+    returncode: int
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+def _pytest(tier: str, name: str, *arguments: str) -> Stage:
+    return Stage(tier=tier, name=name, command=(PYTHON, "-m", "pytest", "-q", *arguments))
+
+
+def _check(name: str, *command: str) -> Stage:
+    return Stage(tier="lint", name=name, command=command)
+
+
+NOT_LONG = ("-m", "not long")
+STAGES: tuple[Stage, ...] = (
+    _check("ruff", str(BIN / "ruff"), "check", "."),
+    _check("format", str(BIN / "ruff"), "format", "--check", "."),
+    _check("mypy", str(BIN / "mypy")),
+    _check("import contracts", str(BIN / "lint-imports")),
+    _check("dead code", str(BIN / "vulture")),
+    _check("generated files", PYTHON, "-m", "e2e.generated"),
+    _check("sizes (drift report)", PYTHON, "-m", "e2e.drift"),
+    _pytest(
+        "unit",
+        "unit, property (seed 1)",
+        "-p",
+        "randomly",
+        "-p",
+        "no:cacheprovider",
+        "--randomly-seed=1",
+        "tests/unit",
+        "tests/property",
+    ),
+    _pytest(
+        "unit",
+        "unit, property (seed 2)",
+        "-p",
+        "randomly",
+        "-p",
+        "no:cacheprovider",
+        "--randomly-seed=2",
+        "tests/unit",
+        "tests/property",
+    ),
+    _pytest("contract", "contract", "tests/contract"),
+    _pytest("chart", "chart", "tests/chart"),
+    _pytest("control-plane", "control plane", *NOT_LONG, "tests/control_plane"),
+    _pytest("process", "process", *NOT_LONG, "e2e/process"),
+    _pytest("node", "node", *NOT_LONG, "-p", "no:randomly", "e2e/scenarios"),
+    _pytest("long", "long", "-m", "long", "-p", "no:randomly", "e2e", "tests/control_plane"),
+)
+TIERS = tuple(dict.fromkeys(stage.tier for stage in STAGES))
+DEFAULT = tuple(tier for tier in TIERS if tier != "long")
+
+
+def _counts(report: Path) -> tuple[int, int, int]:
+    passed = failed = skipped = 0
+    for suite in ET.parse(report).getroot().iter("testsuite"):  # our own file, written by pytest
+        tests, errors = int(suite.get("tests", 0)), int(suite.get("errors", 0))
+        failures, skips = int(suite.get("failures", 0)), int(suite.get("skipped", 0))
+        failed += errors + failures
+        skipped += skips
+        passed += max(0, tests - errors - failures - skips)
+    return passed, failed, skipped
+
+
+def run(stage: Stage) -> Result:
+    """Run one stage with its output shown; a pytest stage is counted from its JUnit file."""
+    print(f"\n=== {stage.tier}: {stage.name}", flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        extra = (f"--junitxml={report}",) if stage.counted else ()
+        code = subprocess.run([*stage.command, *extra], cwd=ROOT, check=False).returncode
+        result = Result(stage=stage, seconds=time.monotonic() - start, returncode=code)
+        if stage.counted and report.exists():
+            result.passed, result.failed, result.skipped = _counts(report)
+            if code not in (0, 1) and not result.failed:
+                result.failed = 1
+        else:
+            result.passed, result.failed = (1, 0) if code == 0 else (0, 1)
+    return result
+
+
+def _table(results: list[Result]) -> str:
+    width = max(len(r.stage.name) for r in results)
+    lines = [f"{'stage':<{width}}  {'seconds':>8}  passed  failed  skipped"]
+    lines += [
+        f"{r.stage.name:<{width}}  {r.seconds:8.1f}  {r.passed:6d}  {r.failed:6d}  {r.skipped:7d}"
+        for r in results
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the tiers named on the command line; exit 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "tiers", nargs="*", default=list(DEFAULT), metavar="TIER", help=", ".join(TIERS)
+    )
+    wanted = parser.parse_args().tiers
+    unknown = sorted(set(wanted) - set(TIERS))
+    if unknown:
+        parser.error(f"unknown tier {', '.join(unknown)}; there are {', '.join(TIERS)}")
+    os.environ.setdefault("TRIMTAB_DATA", str(ROOT.parent / "shared" / "data"))
+    results = [run(stage) for stage in STAGES if stage.tier in wanted]
+    print("\n" + _table(results))
+    passed, failed, skipped = (
+        sum(getattr(r, field) for r in results) for field in ("passed", "failed", "skipped")
+    )
+    print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
