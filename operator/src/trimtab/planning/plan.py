@@ -1,0 +1,197 @@
+"""What planning returns: per intent the chosen option, why, what else was possible, what to measure."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trimtab.planning.architecture import Architecture
+from trimtab.planning.snapshot import Config
+
+Level = Literal["High", "Medium", "Low"]
+Verdict = Literal["Planned", "PlannedNearest", "Unplanned"]
+Reason = Literal[
+    # Good ends, then what blocks a plan, in the order in which they are looked for (planner.md §8).
+    "AsTargeted",
+    "NearestToTarget",
+    "NotInspected",
+    "ConstraintsExcludeAll",
+    "NoEstimate",
+    "NoFit",
+    "PriceUnknown",
+    "TargetBelowFloor",
+    "BudgetTooSmall",
+    "TargetNeedsMoreGPUs",
+    "NoCapacity",
+]
+Binding = Literal[
+    "Latency", "Cost", "TimeToFirstToken", "TimePerOutputToken", "Capacity", "Memory", "Pins"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """A latency in µs: mean, fixed percentiles, and the one the intent names."""
+
+    mean_us: int
+    p50_us: int
+    p95_us: int
+    p99_us: int
+    percentile: int
+    percentile_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a replica set delivers at the planned load.
+
+    Attributes:
+        ttft: Time to first token, the gateway's overhead included.
+        tpot: Time per output token, (E2E - TTFT)/(n_out - 1).
+        e2e: First byte in to last token out, mean prompt and output lengths.
+        capacity_milli_rps: Largest sustainable rate of all replicas, thousandths of a request/s.
+        utilisation_permille: Planned rate ÷ capacity.
+        mean_batch_milli: Sequences decoding at once in one replica, thousandths.
+        overloaded: The planned rate exceeds the capacity; latencies are those of a full replica.
+    """
+
+    ttft: Latency
+    tpot: Latency
+    e2e: Latency
+    capacity_milli_rps: int
+    utilisation_permille: int
+    mean_batch_milli: int
+    overloaded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confidence:
+    """How far a prediction can be trusted, and why not further."""
+
+    level: Level
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One way to serve an intent.
+
+    Attributes:
+        config: How each replica runs.
+        replicas: How many.
+        memory_bytes: Memory request of one replica, host copy of the weights included.
+        arena_bytes: The engine's ``memory_bytes``: weights and KV.
+        kv_tokens: Tokens that one replica's KV cache holds.
+        max_model_len: Longest prompt + output served, tokens.
+        max_seqs: Most sequences decoding at once.
+        max_batch_tokens: Token budget of a step.
+        predicted: At the planned load.
+        margin_permille: Added to TPOT predictions before comparing with a target.
+        ttft_margin_permille: The same for TTFT.
+        confidence: Level and reasons.
+        cost_per_hour_micro_usd: Of all replicas; None without a price.
+        cost_per_million_output_tokens_micro_usd: At the planned load; None without a price.
+        cost_per_million_at_capacity_micro_usd: The same at capacity.
+        fingerprint: Digest of the fingerprint it was predicted from, or ``Roofline``.
+    """
+
+    config: Config
+    replicas: int
+    memory_bytes: int
+    arena_bytes: int
+    kv_tokens: int
+    max_model_len: int
+    max_seqs: int
+    max_batch_tokens: int
+    predicted: Prediction
+    margin_permille: int
+    ttft_margin_permille: int
+    confidence: Confidence
+    cost_per_hour_micro_usd: int | None
+    cost_per_million_output_tokens_micro_usd: int | None
+    cost_per_million_at_capacity_micro_usd: int | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """An option that lost, and the sentence that says why. ``option`` is None if it cannot run."""
+
+    config: Config
+    option: Option | None
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FingerprintNeed:
+    """A fingerprint worth measuring; the spec of its Job (contracts §4).
+
+    ``priority`` 0 is measured first.
+    """
+
+    key: str
+    architecture: Architecture
+    product: str
+    cpu_model: str
+    threads: int
+    precision: str
+    kv_precision: str
+    tensor_parallel_size: int
+    priority: int
+
+    def spec(self, *, grid: str, max_seconds: int) -> dict[str, Any]:
+        """Return the Job's specification."""
+        return {
+            "v": 1,
+            "architecture": self.architecture.to_dict(),
+            "precision": self.precision,
+            "kvPrecision": self.kv_precision,
+            "threads": self.threads,
+            "product": self.product,
+            "tensorParallelSize": self.tensor_parallel_size,
+            "grid": grid,
+            "maxSeconds": max_seconds,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntentPlan:
+    """The decision for one intent.
+
+    Attributes:
+        uid: Of the intent; ``namespace``, ``name``, ``generation`` as planned.
+        verdict: ``Planned``; ``PlannedNearest`` if served though something is missed; ``Unplanned``.
+        reason: For the condition ``Planned``.
+        message: Full sentences: what was chosen or what blocks, what is achievable, the remedy.
+        option: What to run; None if ``Unplanned``. A serving pod is not to be removed for that.
+        nodes: Replicas by node.
+        alternatives: The best few others.
+        binding: What decided between the chosen option and a cheaper or faster one.
+        load_assumed: No load was declared or observed (``LoadAssumed``).
+        keeps_assignment: The option equals what runs now.
+        needs: Fingerprints to measure next.
+        notes: Further sentences for ``why``: dated prices, extrapolation, stickiness.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    generation: int
+    verdict: Verdict
+    reason: Reason
+    message: str
+    option: Option | None
+    nodes: tuple[tuple[str, int], ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    binding: Binding | None = None
+    load_assumed: bool = False
+    keeps_assignment: bool = False
+    needs: tuple[FingerprintNeed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPlan:
+    """One decision per intent, sorted by namespace and name."""
+
+    intents: tuple[IntentPlan, ...]
+    policy: str
+    solver: Literal["Greedy"] = "Greedy"

@@ -1,0 +1,77 @@
+"""Every constant of the planner, with its unit and origin, in one frozen value."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerPolicy:
+    """Constants of planner.md; a plan names the policy's digest."""
+
+    # §7: predicted·(1 + margin) ≤ target; per mille, by confidence. 20 % removes nearly all
+    # violations on public measurements; the lower steps are a decision.
+    margin_high_permille: int = 100
+    margin_medium_permille: int = 150
+    margin_low_permille: int = 200
+    margin_ttft_unanchored_permille: int = 200
+    # §7: relative residual of the step model above which the confidence drops; per mille.
+    residual_limit_permille: int = 50
+    # §8, MinLatency: within 2 % of the best the cheaper option wins; a replica that gains less
+    # than 2 % is not added. Per mille, decision.
+    latency_tie_permille: int = 20
+    # §8, MinCost: capacity ≥ 1.15 · rate, p95 E2E ≤ 3 * unloaded: cheap is not unusable. Decision.
+    headroom_permille: int = 1150
+    usable_slowdown_permille: int = 3000
+    # §8: one request in flight of 1,024 + 256 tokens where no load is declared. Tokens, decision.
+    assumed_prompt_tokens: int = 1024
+    assumed_output_tokens: int = 256
+    # §8: at most this many options per intent survive pruning, and this many alternatives are
+    # shown. Counts, decision.
+    kept_options: int = 12
+    shown_alternatives: int = 5
+    # Most replicas considered where the intent pins none. Count, decision.
+    most_replicas: int = 64
+    # §5, memory: reserve beyond what is accounted for, per mille of the total. Decision.
+    memory_reserve_permille: int = 20
+    # §5: what an unmeasured model needs beside weights and KV: 2.3 GiB + 5 % of weights on GPUs
+    # (KAITO). A CPU worker holds no CUDA context: interpreter, torch and buffers instead; bytes,
+    # estimated until memory rows of a fingerprint replace it.
+    unmeasured_overhead_bytes: int = 450 * 2**20
+    unmeasured_weight_overhead_permille: int = 50
+    # A replica's KV arena on CPU holds the steady state times this, at least one longest request.
+    # Per mille, decision.
+    kv_headroom_permille: int = 1500
+    # Longest request planned for, in multiples of the mean prompt + output; p99 of a lognormal of
+    # CV 1 is 4.6 times its mean. Per mille, derived.
+    longest_request_permille: int = 4600
+    # §5, screening: percentile TPOT at B + z·√B. Per mille of √B by percentile 50, 90, 95, 99:
+    # quantiles of the normal distribution.
+    # §9: switching cost in units of loss and the seconds of a reconfiguration until measured.
+    switching_cost_permille: int = 50
+    reconfiguration_seconds: int = 120
+    reconfiguration_scale_seconds: int = 1800
+    # §4: fingerprints asked for at a time per intent. Count.
+    measured_at_once: int = 4
+    # §4, roofline: utilisation of peak compute and bandwidth, from the ~2* optimism of speed of
+    # light. Per mille.
+    roofline_utilisation_permille: int = 500
+    # Roofline of one CPU thread until measured. A current server core with AVX-512: GFLOP/s in
+    # fp32 and MB/s of memory; conservative round numbers, decision.
+    roofline_thread_mflops: int = 50_000
+    roofline_thread_bytes_per_us: int = 12_000
+    roofline_cpu_bytes_per_us: int = 40_000
+    # Fixed cost of a step on CPU until measured: Python, scheduler, sampling. µs, decision.
+    roofline_step_us: int = 1_000
+    # Threads per replica tried on CPU. Counts, decision.
+    thread_counts: tuple[int, ...] = (1, 2, 4, 8, 16)
+    # Limits of the engine's scheduler on CPU that the planner sets in the model set: tokens per
+    # step and sequences.
+    cpu_max_batch_tokens: int = 512
+    cpu_max_sequences: int = 32
+
+    def digest(self) -> str:
+        """Return 16 hex digits over every constant."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""What a plan is made from: one frozen picture of intents, machines, measurements and prices."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trimtab.planning.architecture import Architecture
+from trimtab.planning.fingerprint import Fingerprint
+from trimtab.planning.prices import PriceBook
+
+Objective = Literal["MinLatency", "MinCost", "TargetLatency", "TargetCost"]
+Infeasible = Literal["ServeNearest", "Refuse"]
+Sharing = Literal["Exclusive", "Shared"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
+    """A model as the inspection Job read it.
+
+    Attributes:
+        architecture: Sizes, without depth.
+        depth: Hidden layers.
+        precision: The checkpoint's own, after import (``bf16`` for quantised GGUF).
+        weight_bytes: At that precision.
+        context_length: Longest prompt + output the model was made for, tokens.
+        source: Digest of the files.
+    """
+
+    architecture: Architecture
+    depth: int
+    precision: str
+    weight_bytes: int
+    context_length: int
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What a Target* objective must meet; None where the intent says nothing."""
+
+    ttft_us: int | None = None
+    tpot_us: int | None = None
+    percentile: int = 95
+    cost_per_hour_micro_usd: int | None = None
+    cost_per_million_output_tokens_micro_usd: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Requests as declared or observed; lengths are means in tokens."""
+
+    requests_per_second: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """What the intent pins; None allows everything."""
+
+    gpu_products: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    tensor_parallel_sizes: tuple[int, ...] | None = None
+    pipeline_parallel_sizes: tuple[int, ...] | None = None
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    threads_per_replica: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntentView:
+    """One InferenceIntent, as far as planning reads it.
+
+    ``model`` is None until it was inspected. ``load`` is None where none is declared or observed.
+    ``created_seconds`` is Unix time.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    generation: int
+    created_seconds: int
+    model: ModelView | None
+    objective: Objective = "MinLatency"
+    targets: Targets = Targets()
+    load: Load | None = None
+    constraints: Constraints = Constraints()
+    sharing: Sharing = "Shared"
+    infeasible: Infeasible = "ServeNearest"
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuPool:
+    """One node's CPU that plans may use: allocatable minus reserve minus what others use.
+
+    Our own workers are not subtracted: the plan decides about them anew.
+    """
+
+    node: str
+    cpu_model: str
+    millicores: int
+    memory_bytes: int
+    product: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCapabilities:
+    """What the engine can run, as it publishes it; an option beyond it is never chosen."""
+
+    engine: str
+    version: str
+    families: tuple[str, ...]
+    precisions: tuple[str, ...]
+    tensor_parallel_sizes: tuple[int, ...] = (1,)
+    pipeline_parallel_sizes: tuple[int, ...] = (1,)
+    products: tuple[str, ...] = ("cpu",)
+    block_tokens: int = 16
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """60 s of decode-only steps of a live replica (planner.md §7)."""
+
+    key: str
+    batch: float
+    kv_tokens: float
+    step_us: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """How one replica runs. ``cpu_model`` and ``threads`` are set on product ``cpu`` only."""
+
+    product: str
+    cpu_model: str
+    precision: str
+    threads: int
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What an intent runs now: the configuration in force, replicas by node.
+
+    ``generation`` is the intent's generation that this plan was made for; ``age_seconds`` is how
+    long it has been in force.
+    """
+
+    intent_uid: str
+    config: Config
+    replicas: int
+    nodes: tuple[tuple[str, int], ...] = ()
+    generation: int
+    age_seconds: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSnapshot:
+    """Everything ``plan_fleet`` reads. The order of the tuples does not matter."""
+
+    intents: tuple[IntentView, ...]
+    pools: tuple[CpuPool, ...]
+    capabilities: EngineCapabilities
+    fingerprints: tuple[Fingerprint, ...] = ()
+    anchors: tuple[Anchor, ...] = ()
+    prices: PriceBook = field(default_factory=PriceBook)
+    assignments: tuple[Assignment, ...] = ()
+    gateway_overhead_us: int = 0
