@@ -1,0 +1,251 @@
+"""The model set and engine limits (contracts §5), parsed without pydantic.
+
+Files that a person or the operator gives refuse unknown fields; every error names the field, the
+value and the remedy. A bad file raises and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from trimtab_workers.engine.errors import ConfigError
+
+Dtype = Literal["bf16", "fp32"]
+Pressure = Literal["recompute"]
+
+DTYPES: tuple[Dtype, ...] = ("bf16", "fp32")
+PRESSURES: tuple[Pressure, ...] = ("recompute",)
+BLOCK_TOKENS = 16
+QUEUE_LIMIT = 1_024
+WATERMARK = 0.02
+MAX_FILE_BYTES = 1 << 20
+
+_TOP_FIELDS = frozenset(
+    {
+        "v",
+        "revision",
+        "device",
+        "threads",
+        "memory_bytes",
+        "max_model_len",
+        "max_batch_tokens",
+        "max_seqs",
+        "pressure",
+        "limits",
+        "advice",
+        "models",
+    }
+)
+_MODEL_FIELDS = frozenset({"name", "path", "dtype", "chat_template"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomWeights:
+    """Weights drawn instead of read, for fingerprints: normal, standard deviation 0.02.
+
+    Attributes:
+        hf_config: HF-style configuration; see `models.llama.LlamaShape.from_hf_config`.
+    """
+
+    hf_config: Mapping[str, object]
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model of the set.
+
+    Attributes:
+        name: Public name, the only one the worker answers to.
+        path: A GGUF file or a directory with safetensors; unused with random weights.
+        chat_template: Jinja2 source that replaces the checkpoint's own, or None.
+    """
+
+    name: str
+    path: Path
+    dtype: Dtype = "bf16"
+    chat_template: str | None = None
+    random: RandomWeights | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything an engine is started with.
+
+    Attributes:
+        memory_bytes: Weights, KV cache and fixed regions together; None takes what the weights
+            need plus KV for `max_seqs` / 4 full contexts, at most (tests and benches).
+        max_batch_tokens: Tokens computed in one step, decode rows included.
+        file: Where the set was read from, so that `Engine.reload` can read it again.
+        model_root: Folder below which `file`'s model paths lie.
+        limits, advice: Kept for `/-/state`; the remap controller reads them.
+    """
+
+    models: tuple[ModelSpec, ...]
+    revision: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    memory_bytes: int | None = None
+    max_model_len: int | None = None
+    max_batch_tokens: int = 512
+    max_seqs: int = 256
+    pressure: Pressure = "recompute"
+    queue_limit: int = QUEUE_LIMIT
+    watermark: float = WATERMARK
+    prefix_caching: bool = True
+    limits: Mapping[str, float] = field(default_factory=dict)
+    advice: Mapping[str, object] | None = None
+    file: Path | None = None
+    model_root: Path | None = None
+
+
+def load_config(file: Path, *, model_root: Path) -> EngineConfig:
+    """Read a model set file.
+
+    Raises:
+        ConfigError: The file is missing, too large, no JSON, or a field is wrong.
+    """
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"The model set {file} cannot be read: {error.strerror}. "
+            "Give an existing file with --config."
+        ) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"The model set {file} is larger than {MAX_FILE_BYTES} bytes. Declare fewer models."
+        )
+    try:
+        document: object = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"The model set {file} is no valid JSON: {error}. Correct the file."
+        ) from error
+    return parse_config(document, model_root=model_root, file=file)
+
+
+def parse_config(document: object, *, model_root: Path, file: Path | None = None) -> EngineConfig:
+    """Turn a decoded model set into a configuration.
+
+    Raises:
+        ConfigError: A field is missing, unknown or has a wrong value.
+    """
+    top = _mapping(document, "the model set")
+    _refuse_unknown(top, _TOP_FIELDS, "the model set")
+    if top.get("v") != 1:
+        raise ConfigError(
+            f"The model set's field v is {top.get('v')!r}; this engine reads version 1. "
+            "Use an operator and a worker of the same release."
+        )
+    models = top.get("models")
+    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+        raise ConfigError(
+            f"The model set's field models is {models!r}. Give a list with at least one model."
+        )
+    specs = tuple(_model(entry, index, model_root) for index, entry in enumerate(models))
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"The model set names {twice[0]!r} twice. Give every model its own name.")
+    device = top.get("device", "cpu")
+    if device != "cpu":
+        raise ConfigError(
+            f"The model set's field device is {device!r}, but this engine runs on 'cpu' only. "
+            "Set device to 'cpu'."
+        )
+    return EngineConfig(
+        models=specs,
+        revision=_integer(top, "revision", 0, minimum=0),
+        threads=_integer(top, "threads", 1, minimum=1),
+        memory_bytes=_optional_integer(top, "memory_bytes"),
+        max_model_len=_optional_integer(top, "max_model_len"),
+        max_batch_tokens=_integer(top, "max_batch_tokens", 512, minimum=BLOCK_TOKENS),
+        max_seqs=_integer(top, "max_seqs", 256, minimum=1),
+        pressure=_pressure(top.get("pressure", "recompute")),
+        limits=_limits(top.get("limits")),
+        advice=None if top.get("advice") is None else _mapping(top["advice"], "field advice"),
+        file=file,
+        model_root=model_root,
+    )
+
+
+def _model(entry: object, index: int, model_root: Path) -> ModelSpec:
+    where = f"models[{index}]"
+    fields = _mapping(entry, where)
+    _refuse_unknown(fields, _MODEL_FIELDS, where)
+    name, path = fields.get("name"), fields.get("path")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{where}.name is {name!r}. Give the model's public name.")
+    if not isinstance(path, str) or not path:
+        raise ConfigError(f"{where}.path is {path!r}. Give a path below the model root.")
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ConfigError(
+            f"{where}.path is {path!r}. Give a path relative to the model root, without '..'."
+        )
+    dtype = fields.get("dtype", "bf16")
+    if dtype not in DTYPES:
+        raise ConfigError(f"{where}.dtype is {dtype!r}. Give one of {', '.join(DTYPES)}.")
+    template = fields.get("chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ConfigError(f"{where}.chat_template is no text. Give Jinja2 source or null.")
+    return ModelSpec(
+        name=name,
+        path=model_root / relative,
+        dtype="fp32" if dtype == "fp32" else "bf16",
+        chat_template=template,
+    )
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}. Give a JSON object.")
+    return value
+
+
+def _refuse_unknown(fields: Mapping[str, object], known: frozenset[str], where: str) -> None:
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ConfigError(
+            f"{where} has the unknown field {unknown[0]!r}. Known are {', '.join(sorted(known))}."
+        )
+
+
+def _integer(fields: Mapping[str, object], name: str, default: int, *, minimum: int) -> int:
+    value = fields.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ConfigError(
+            f"The model set's field {name} is {value!r}. Give an integer of at least {minimum}."
+        )
+    return value
+
+
+def _optional_integer(fields: Mapping[str, object], name: str) -> int | None:
+    return None if fields.get(name) is None else _integer(fields, name, 0, minimum=1)
+
+
+def _pressure(value: object) -> Pressure:
+    if value != "recompute":
+        raise ConfigError(
+            f"The model set's field pressure is {value!r}. Give one of {', '.join(PRESSURES)}."
+        )
+    return "recompute"
+
+
+def _limits(value: object) -> Mapping[str, float]:
+    if value is None:
+        return {}
+    limits = _mapping(value, "field limits")
+    _refuse_unknown(limits, frozenset({"min_resident_units", "active_cap"}), "field limits")
+    result: dict[str, float] = {}
+    for name, number in limits.items():
+        if not isinstance(number, int | float) or isinstance(number, bool) or number < 0:
+            raise ConfigError(f"limits.{name} is {number!r}. Give a number of zero or more.")
+        result[name] = float(number)
+    return result
