@@ -104,6 +104,19 @@ class Stack:
         """Run kubectl and return its standard output; its errors are raised with their text."""
         return self.cluster.kubectl(*arguments, stdin=stdin)
 
+    def trimtab(self, *arguments: str, check: bool = True) -> str:
+        """Run the `trimtab` command against this cluster and return its standard output."""
+        done = subprocess.run(
+            [sys.executable, "-m", "trimtab.cli", *arguments],
+            env=os.environ | {"KUBECONFIG": str(self.cluster.kubeconfig), "COLUMNS": "160"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"trimtab {' '.join(arguments)}: {done.stderr or done.stdout}")
+        return done.stdout
+
     def get(self, kind: str, name: str, namespace: str) -> dict[str, Any] | None:
         """Return one object, or None where the server has none."""
         text = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
