@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -83,13 +84,7 @@ class GPUProfileSpec(ApiModel):
 
     node_selector: Annotated[
         dict[
-            Annotated[
-                str,
-                StringConstraints(
-                    pattern=r"^([-a-z0-9.]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
-                    max_length=317,
-                ),
-            ],
+            str,
             Annotated[
                 str,
                 StringConstraints(
@@ -97,7 +92,11 @@ class GPUProfileSpec(ApiModel):
                 ),
             ],
         ],
-        Field(min_length=1, max_length=16),
+        Field(
+            min_length=1,
+            max_length=16,
+            json_schema_extra={"x-kubernetes-map-type": "atomic"},
+        ),
     ]
     """nodeSelector selects the nodes whose GPUs form the pool; it cannot be changed."""
     kernels: (
@@ -198,7 +197,18 @@ class GPUProfileStatus(ApiModel):
     """outliers, slowest first, at most 64."""
 
 
+_LABEL_KEY: Final = "^([-a-z0-9.]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+
 PROFILE_RULES: Final = (
+    Rule(
+        expression=f"self.nodeSelector.all(key, key.matches('{_LABEL_KEY}'))",
+        message=(
+            "every key of spec.nodeSelector must be a label's name, such as nvidia.com/gpu.product"
+        ),
+        reason="FieldValueInvalid",
+        field_path=".nodeSelector",
+        holds=lambda spec: all(re.fullmatch(_LABEL_KEY, key) for key in spec.node_selector),
+    ),
     Rule(
         expression="self.nodeSelector == oldSelf.nodeSelector",
         message=(

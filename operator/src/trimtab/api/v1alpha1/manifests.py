@@ -22,6 +22,9 @@ KINDS: Final[Mapping[str, type[Resource]]] = {
 }
 
 
+_UNION_STEPS: Final = frozenset({"constrained-int", "constrained-str", "int", "str"})
+
+
 class ManifestError(ValueError):
     """A file does not hold what was asked for; the message has one line per mistake."""
 
@@ -49,7 +52,7 @@ def read(text: str, *, origin: str) -> list[Resource]:
     mistakes: list[str] = []
     resources: list[Resource] = []
     try:
-        documents = list(_unfolded(yaml.load_all(text, Loader=_Loader)))  # noqa: S506 - a SafeLoader
+        documents = list(_unfolded(yaml.load_all(text, Loader=_Loader)))
     except yaml.YAMLError as error:
         raise ManifestError(f"{origin} is not valid YAML: {error}. Correct it.") from error
     for document in documents:
@@ -83,9 +86,9 @@ def describe(document: Mapping[str, Any]) -> str:  # any: JSON
 
 def sentences(error: ValidationError, *, what: str) -> list[str]:
     """Return one sentence per wrong field: object, field, value and what is expected."""
+    by_path = {_path(entry["loc"]): entry for entry in error.errors()}
     return [
-        f"{what}: {_path(entry['loc'])} is {_shown(entry)}: {_expected(entry)}."
-        for entry in error.errors()
+        f"{what}: {path} is {_shown(entry)}: {_expected(entry)}." for path, entry in by_path.items()
     ]
 
 
@@ -105,8 +108,10 @@ def _read_one(document: Any, *, origin: str) -> Resource | list[str]:  # any: YA
     kind = KINDS.get(str(document.get("kind")))
     if kind is None or document.get("apiVersion") != API_VERSION:
         return [
-            f"{origin} holds {document.get('apiVersion')} {document.get('kind')}: expected "
-            f"{API_VERSION} and one of {', '.join(KINDS)}."
+            (
+                f"{origin} holds {document.get('apiVersion')} {document.get('kind')}: expected "
+                f"{API_VERSION} and one of {', '.join(KINDS)}."
+            )
         ]
     what = describe(document)
     try:
@@ -119,6 +124,8 @@ def _read_one(document: Any, *, origin: str) -> Resource | list[str]:  # any: YA
 def _path(location: tuple[int | str, ...]) -> str:
     path = ""
     for step in location:
+        if str(step) in _UNION_STEPS:
+            continue
         path += f"[{step}]" if isinstance(step, int) else f".{step}"
     return path.lstrip(".") or "the object"
 

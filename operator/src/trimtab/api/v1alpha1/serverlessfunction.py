@@ -20,6 +20,7 @@ from trimtab.api.v1alpha1.base import (
     ObservedGeneration,
     PerMille,
     Quantity,
+    QuantityText,
     Resource,
     Rule,
     Text,
@@ -184,9 +185,9 @@ class SizingModel(ApiModel):
 class PoolSize(ApiModel):
     """One size in use."""
 
-    cpu: Quantity
+    cpu: QuantityText
     """cpu of each pod."""
-    memory: Quantity
+    memory: QuantityText
     """memory of each pod."""
     pods: Count | None = None
     """pods of this size."""

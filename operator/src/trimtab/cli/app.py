@@ -1,0 +1,25 @@
+"""The command tree. A module per command; what is heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import typer
+
+from trimtab.cli import crds
+from trimtab.cli.output import write
+
+app = typer.Typer(
+    name="trimtab",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Trimtab takes intents instead of settings and explains every decision.",
+)
+app.add_typer(crds.app, name="crds")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from trimtab import __version__  # noqa: PLC0415 - one place holds it
+
+    write(__version__)
