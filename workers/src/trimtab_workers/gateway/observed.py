@@ -1,0 +1,210 @@
+"""What the operator learns from a gateway: load, lengths and latencies per intent.
+
+Pure, the clock is an argument. `Observed.document` is `GET /-/observed`
+(docs/design/20261123-contracts.md, section 7): counts of 10 s for one hour, the coefficient of
+variation of the gaps between arrivals, moments of prompt and output lengths that the operator
+can merge across replicas, raw TTFT and TPOT samples of five minutes, the gateway's own overhead.
+Everything is bounded, whatever the load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+BUCKET_SECONDS: Final = 10
+BUCKETS: Final = 360
+SAMPLE_SECONDS: Final = 300.0
+SAMPLES: Final = 512
+POD_SAMPLES: Final = 200
+_FEWEST_GAPS: Final = 2
+
+
+@dataclass(slots=True)
+class Moments:
+    """Count, mean and sum of squared deviations (Welford); two of them merge exactly (Chan)."""
+
+    n: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Take in one value."""
+        self.n += 1
+        delta = value - self.mean
+        self.mean += delta / self.n
+        self.m2 += delta * (value - self.mean)
+
+    def merge(self, other: Moments) -> None:
+        """Take in all values of another."""
+        if not other.n:
+            return
+        total = self.n + other.n
+        delta = other.mean - self.mean
+        self.m2 += other.m2 + delta * delta * self.n * other.n / total
+        self.mean += delta * other.n / total
+        self.n = total
+
+    def to_dict(self) -> dict[str, float]:
+        """Return `{"n", "mean", "m2"}`."""
+        return {"n": self.n, "mean": self.mean, "m2": self.m2}
+
+
+@dataclass(slots=True)
+class _Bucket:
+    start: int
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    errors: int = 0
+    gaps: Moments = field(default_factory=Moments)
+    prompt: Moments = field(default_factory=Moments)
+    output: Moments = field(default_factory=Moments)
+
+
+class _Samples:
+    """The newest values of the last five minutes."""
+
+    def __init__(self, size: int) -> None:
+        self._rows: deque[tuple[float, float]] = deque(maxlen=size)
+
+    def add(self, value: float, *, now: float) -> None:
+        self._rows.append((now, value))
+
+    def values(self, *, now: float) -> list[float]:
+        while self._rows and self._rows[0][0] <= now - SAMPLE_SECONDS:
+            self._rows.popleft()
+        return [value for _, value in self._rows]
+
+
+class _Intent:
+    def __init__(self) -> None:
+        self.buckets: deque[_Bucket] = deque()
+        self.last_arrival: float | None = None
+        self.ttft = _Samples(SAMPLES)
+        self.tpot = _Samples(SAMPLES)
+        self.overhead = _Samples(SAMPLES)
+        self.pods: dict[str, _Samples] = {}
+
+    def expire(self, now: float) -> None:
+        oldest = _bucket_start(now) - (BUCKETS - 1) * BUCKET_SECONDS
+        while self.buckets and self.buckets[0].start < oldest:
+            self.buckets.popleft()
+
+    def bucket(self, now: float) -> _Bucket:
+        self.expire(now)
+        start = _bucket_start(now)
+        if self.buckets and self.buckets[-1].start >= start:
+            return self.buckets[-1]  # a clock set back counts into the newest bucket
+        self.buckets.append(_Bucket(start))
+        return self.buckets[-1]
+
+
+def _bucket_start(now: float) -> int:
+    return int(now // BUCKET_SECONDS) * BUCKET_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one request ended. Times are milliseconds, None where they could not be seen."""
+
+    failed: bool
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    overhead_ms: float | None = None
+    pod_uid: str | None = None
+
+
+class Observed:
+    """The record of every intent that got a request within the last hour."""
+
+    def __init__(self) -> None:
+        self._intents: dict[str, _Intent] = {}
+
+    def arrived(self, intent: str, *, now: float) -> None:
+        """Count an arrival, failed or not."""
+        record = self._intents.setdefault(intent, _Intent())
+        bucket = record.bucket(now)
+        bucket.requests += 1
+        if record.last_arrival is not None:
+            bucket.gaps.add(max(0.0, now - record.last_arrival))
+        record.last_arrival = now
+
+    def ended(self, intent: str, outcome: Outcome, *, now: float) -> None:
+        """Record how a request ended."""
+        record = self._intents.setdefault(intent, _Intent())
+        bucket = record.bucket(now)
+        bucket.errors += outcome.failed
+        if outcome.prompt_tokens is not None:
+            bucket.prompt_tokens += outcome.prompt_tokens
+            bucket.prompt.add(outcome.prompt_tokens)
+        if outcome.output_tokens is not None:
+            bucket.output_tokens += outcome.output_tokens
+            bucket.output.add(outcome.output_tokens)
+        if outcome.overhead_ms is not None:
+            record.overhead.add(outcome.overhead_ms, now=now)
+        if outcome.ttft_ms is not None:
+            record.ttft.add(outcome.ttft_ms, now=now)
+        if outcome.tpot_ms is not None:
+            record.tpot.add(outcome.tpot_ms, now=now)
+            if outcome.pod_uid is not None:
+                samples = record.pods.setdefault(outcome.pod_uid, _Samples(POD_SAMPLES))
+                samples.add(outcome.tpot_ms, now=now)
+
+    def document(self, *, replica: str, now: float) -> dict[str, Any]:
+        """Return `/-/observed`; `now` is seconds since the epoch."""
+        self._expire(now)
+        intents = {key: _report(record, now) for key, record in sorted(self._intents.items())}
+        return {"v": 1, "replica": replica, "now": now, "intents": intents}
+
+    def _expire(self, now: float) -> None:
+        for key, record in list(self._intents.items()):
+            record.expire(now)
+            if not record.buckets:
+                del self._intents[key]
+
+
+def _report(record: _Intent, now: float) -> dict[str, Any]:
+    gaps = _merged(bucket.gaps for bucket in record.buckets)
+    overhead = record.overhead.values(now=now)
+    pods = {uid: samples.values(now=now) for uid, samples in record.pods.items()}
+    record.pods = {uid: record.pods[uid] for uid, values in pods.items() if values}
+    return {
+        "counts": [
+            [row.start, row.requests, row.prompt_tokens, row.output_tokens, row.errors]
+            for row in record.buckets
+        ],
+        "gap_cv": _variation(gaps),
+        "prompt": _merged(bucket.prompt for bucket in record.buckets).to_dict(),
+        "output": _merged(bucket.output for bucket in record.buckets).to_dict(),
+        "ttft_ms": [round(value, 3) for value in record.ttft.values(now=now)],
+        "tpot_ms": [round(value, 3) for value in record.tpot.values(now=now)],
+        "overhead_ms_p50": round(median(overhead), 3) if overhead else None,
+        "pods": {
+            uid: {"tpot_ms_p50": round(median(values), 3), "n": len(values)}
+            for uid, values in sorted(pods.items())
+            if values
+        },
+    }
+
+
+def _merged(parts: Iterable[Moments]) -> Moments:
+    whole = Moments()
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def _variation(gaps: Moments) -> float | None:
+    """Return standard deviation ÷ mean of the gaps: 1 for Poisson arrivals, None if unknown."""
+    if gaps.n < _FEWEST_GAPS or gaps.mean <= 0:
+        return None
+    return math.sqrt(max(0.0, gaps.m2) / (gaps.n - 1)) / gaps.mean
