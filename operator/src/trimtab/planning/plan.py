@@ -12,7 +12,6 @@ Reason = Literal[
     # Good ends, then what blocks a plan, in the order in which they are looked for (planner.md §8).
     "AsTargeted",
     "NearestToTarget",
-    "NotInspected",
     "ConstraintsExcludeAll",
     "NoEstimate",
     "NoFit",

@@ -63,7 +63,6 @@ class Constraints:
     pipeline_parallel_sizes: tuple[int, ...] | None = None
     min_replicas: int | None = None
     max_replicas: int | None = None
-    threads_per_replica: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,55 @@
+"""How far a prediction can be trusted, and the margin that follows (planner.md §7)."""
+
+from typing import Final
+
+from trimtab.planning.fingerprint import Fingerprint
+from trimtab.planning.plan import Confidence, Level
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.step_model import StepModel
+
+_LEVELS: Final[tuple[Level, ...]] = ("Low", "Medium", "High")
+_OF_SOURCE: Final = {"Measured": 2, "Catalogue": 1, "Roofline": 0}
+
+
+def assess(
+    fingerprint: Fingerprint,
+    model: StepModel,
+    *,
+    engine_version: str,
+    extrapolated: bool,
+    policy: PlannerPolicy,
+) -> Confidence:
+    """Return the level of a prediction with the reasons for it.
+
+    It starts at the source's level and loses one for each thing that makes the estimate weaker.
+    """
+    level = _OF_SOURCE[fingerprint.source]
+    reasons = [f"{fingerprint.source} fingerprint"]
+    limit = policy.residual_limit_permille / 1000
+    mixed = abs(model.mixed_error) if model.mixed_error is not None else 0.0
+    weaknesses = (
+        (
+            fingerprint.key.engine_version != engine_version,
+            f"engine version {fingerprint.key.engine_version}, not {engine_version}",
+        ),
+        (fingerprint.tp_mode == "Emulated", "tensor parallelism emulated on one device"),
+        (extrapolated, "outside the measured grid"),
+        (model.residual > limit, f"step model misses its points by {model.residual:.1%}"),
+        (mixed > 2 * limit, f"mixed step off by {mixed:.1%}"),
+        ("Contended" in fingerprint.notes, "measured on a busy machine"),
+        ("Unidentifiable" in fingerprint.notes, "layer time too noisy to separate"),
+    )
+    for weak, reason in weaknesses:
+        if weak:
+            level -= 1
+            reasons.append(reason)
+    return Confidence(level=_LEVELS[max(0, level)], reasons=tuple(reasons))
+
+
+def margin_permille(level: Level, *, policy: PlannerPolicy) -> int:
+    """Return what is added to a TPOT prediction before it is compared with a target."""
+    return {
+        "High": policy.margin_high_permille,
+        "Medium": policy.margin_medium_permille,
+        "Low": policy.margin_low_permille,
+    }[level]

@@ -1,0 +1,126 @@
+"""How much memory a replica needs and how many tokens its KV cache holds (planner.md §5)."""
+
+from dataclasses import dataclass
+
+from trimtab.planning.architecture import BYTES_PER_VALUE, Architecture
+from trimtab.planning.fingerprint import Fingerprint
+from trimtab.planning.policy import PlannerPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Memory of one replica on product ``cpu``, bytes.
+
+    Attributes:
+        weights: In the engine's arena.
+        kv: In the engine's arena, whole slabs.
+        host_weights: The host copy from which lent weights are read again.
+        overhead: Interpreter, libraries, activations.
+        reserve: Held back.
+        kv_tokens: Tokens that ``kv`` holds.
+        measured: Overhead comes from the fingerprint's memory rows.
+    """
+
+    weights: int
+    kv: int
+    host_weights: int
+    overhead: int
+    reserve: int
+    kv_tokens: int
+    measured: bool
+
+    @property
+    def arena(self) -> int:
+        """The engine's ``memory_bytes``: weights and KV."""
+        return self.weights + self.kv
+
+    @property
+    def total(self) -> int:
+        """The pod's memory request."""
+        return self.arena + self.host_weights + self.overhead + self.reserve
+
+
+def layer_bytes(architecture: Architecture, *, precision: str) -> int:
+    """Return the bytes of one layer's weights."""
+    return architecture.layer_parameters() * BYTES_PER_VALUE[precision]
+
+
+def weight_bytes(architecture: Architecture, *, depth: int, precision: str) -> int:
+    """Return the exact bytes of all weights at a precision."""
+    fixed = architecture.fixed_parameters() * BYTES_PER_VALUE[precision]
+    return fixed + depth * layer_bytes(architecture, precision=precision)
+
+
+def kv_bytes_per_token(architecture: Architecture, *, depth: int, kv_precision: str) -> int:
+    """Return the bytes that one token keeps in all layers."""
+    return depth * architecture.kv_values_per_token() * BYTES_PER_VALUE[kv_precision]
+
+
+def memory_plan(
+    architecture: Architecture,
+    *,
+    depth: int,
+    precision: str,
+    kv_precision: str,
+    kv_tokens: int,
+    block_tokens: int,
+    fingerprint: Fingerprint | None,
+    policy: PlannerPolicy,
+) -> MemoryPlan:
+    """Return the memory of a replica whose KV cache holds at least ``kv_tokens`` tokens."""
+    weights = weight_bytes(architecture, depth=depth, precision=precision)
+    kv, tokens = _kv_slabs(
+        architecture,
+        depth=depth,
+        precision=precision,
+        kv_precision=kv_precision,
+        kv_tokens=kv_tokens,
+        block_tokens=block_tokens,
+    )
+    overhead, measured = _overhead(fingerprint, weights=weights, policy=policy)
+    total = 2 * weights + kv + overhead
+    return MemoryPlan(
+        weights=weights,
+        kv=kv,
+        host_weights=weights,
+        overhead=overhead,
+        reserve=-(-total * policy.memory_reserve_permille // 1000),
+        kv_tokens=tokens,
+        measured=measured,
+    )
+
+
+def _kv_slabs(
+    architecture: Architecture,
+    *,
+    depth: int,
+    precision: str,
+    kv_precision: str,
+    kv_tokens: int,
+    block_tokens: int,
+) -> tuple[int, int]:
+    """Return the bytes of KV slabs and the tokens they hold.
+
+    A slab has the size of one layer's weights (engine.md §4); KV of all layers lies layer-major
+    in it, so its end is wasted unless a block of all layers divides it. Where not even one block
+    fits into a slab, blocks are counted alone.
+    """
+    block = kv_bytes_per_token(architecture, depth=depth, kv_precision=kv_precision) * block_tokens
+    blocks = -(-kv_tokens // block_tokens)
+    slab = layer_bytes(architecture, precision=precision)
+    per_slab = slab // block
+    if per_slab == 0:
+        return blocks * block, blocks * block_tokens
+    slabs = -(-blocks // per_slab)
+    return slabs * slab, slabs * per_slab * block_tokens
+
+
+def _overhead(
+    fingerprint: Fingerprint | None, *, weights: int, policy: PlannerPolicy
+) -> tuple[int, bool]:
+    rows = fingerprint.memory if fingerprint is not None else ()
+    if rows:
+        # Activations and libraries do not grow with depth; the larger row covers noise.
+        return max(row.activation + row.non_torch + row.graphs for row in rows), True
+    share = weights * policy.unmeasured_weight_overhead_permille // 1000
+    return policy.unmeasured_overhead_bytes + share, False
