@@ -1,4 +1,4 @@
-"""`python -m trimtab.cli` is the `trimtab` command."""
+"""`python -m trimtab.cli`: the `trimtab` command where no entry point is on the PATH."""
 
 from trimtab.cli import main
 

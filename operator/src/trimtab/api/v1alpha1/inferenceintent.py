@@ -322,8 +322,8 @@ class Configuration(ApiModel):
     """precision of the weights."""
     threads_per_replica: Annotated[int, Field(ge=1, le=4096)] | None = None
     """threadsPerReplica is set on product cpu."""
-    replicas: Annotated[int, Field(ge=0, le=100_000)]
-    """replicas is the number of groups that serve."""
+    replicas: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    """replicas is the number of groups that serve; absent where the option cannot run."""
     cost_per_hour: Money | None = None
     """costPerHour is the cost of the reserved devices; absent without a price."""
     predicted: Prediction | None = None
@@ -351,6 +351,10 @@ class PlanStatus(Configuration):
     """group is the sharing group's id; absent when nothing is shared."""
     load: PlannedLoad | None = None
     """load that was planned for."""
+    binding: Word | None = None
+    """binding is what decided between this option and a cheaper or faster one."""
+    notes: Annotated[tuple[Text, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = ()
+    """notes are further sentences: dated prices, assumptions, extrapolation."""
     remap: Remap | None = None
     """remap is the verdict on lending weight memory."""
 

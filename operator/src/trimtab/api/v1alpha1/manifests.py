@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from trimtab.api.v1alpha1.gpuprofile import GPUProfile
 from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
-from trimtab.api.v1alpha1.names import API_VERSION
+from trimtab.api.v1alpha1.names import API_VERSION, GROUP
 from trimtab.api.v1alpha1.serverlessfunction import ServerlessFunction
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read(text: str, *, origin: str) -> list[Resource]:
-    """Return the objects of a YAML or JSON text, in its order.
+    """Return our objects of a YAML or JSON text, in its order; other groups' are passed over.
 
     Args:
         text: One or more documents; a `List` is unfolded.
@@ -56,6 +56,8 @@ def read(text: str, *, origin: str) -> list[Resource]:
     except yaml.YAMLError as error:
         raise ManifestError(f"{origin} is not valid YAML: {error}. Correct it.") from error
     for document in documents:
+        if _is_foreign(document):
+            continue
         found = _read_one(document, origin=origin)
         if isinstance(found, list):
             mistakes.extend(found)
@@ -100,6 +102,12 @@ def _unfolded(documents: Iterator[Any]) -> Iterator[Any]:  # any: YAML
             yield from document.get("items") or ()
         else:
             yield document
+
+
+def _is_foreign(document: Any) -> bool:  # any: YAML
+    return isinstance(document, dict) and (
+        str(document.get("apiVersion", GROUP)).split("/")[0] != GROUP and "kind" in document
+    )
 
 
 def _read_one(document: Any, *, origin: str) -> Resource | list[str]:  # any: YAML

@@ -123,6 +123,11 @@ class Reason(StrEnum):
     # Plans.
     PLANNING = "Planning", "The planner is working on the fleet."
     CHOSEN = "Chosen", "This option meets the objective best."
+    AS_TARGETED = "AsTargeted", "The chosen option meets the objective by its prediction."
+    NEAREST_TO_TARGET = (
+        "NearestToTarget",
+        "No option meets the objective; the nearest one serves, as spec.infeasible asks.",
+    )
     LOAD_ASSUMED = (
         "LoadAssumed",
         "No load is declared or observed: planned for one request in flight.",
