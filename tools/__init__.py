@@ -1,0 +1,1 @@
+"""Generators that run beside the project and are never shipped with it."""
