@@ -1,0 +1,14 @@
+"""Set-up that every tier needs."""
+
+import asyncio
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say that the main thread has no event loop, before anybody asks for one.
+
+    NB: without this pytest-asyncio 1.5 calls `asyncio.get_event_loop()`, which opens a loop that
+    nobody closes; as warnings are errors, whichever test runs at the next collection fails.
+    """
+    asyncio.set_event_loop(None)
