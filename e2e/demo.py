@@ -79,11 +79,11 @@ def watch_plan(stack: st.Stack, *, seconds: float) -> dict[str, Any]:
     )
 
 
-def steady_load(stack: st.Stack, token: str) -> list[st.Answer]:
+def steady_load(stack: st.Stack, token: str, model: str) -> list[st.Answer]:
     """Send a few requests one after another, so that queueing does not hide the step time."""
     return [
         st.stream_chat(
-            stack.gateway, token=token, model=INTENT, max_tokens=64,
+            stack.gateway, token=token, model=model, max_tokens=64,
             prompt=f"Tell me something about the number {number}.",
         )
         for number in range(LOAD_REQUESTS)
@@ -147,19 +147,20 @@ def run(level: str, name: str) -> int:
     steps.begin(f"Apply {EXAMPLE.relative_to(st.ROOT)} and watch the plan being made")
     console.print(f"[dim]{EXAMPLE.read_text()}[/]")
     stack.apply(EXAMPLE, namespace=NAMESPACE)
-    watch_plan(stack, seconds=420)
+    intent = watch_plan(stack, seconds=420)
+    model = intent["spec"]["model"].get("name") or INTENT
     console.print(stack.kubectl("get", "inferenceintents", "-n", NAMESPACE))
     steps.begin(f"Ask: {QUESTION}")
     token = stack.token(NAMESPACE)
     answer = st.stream_chat(
-        stack.gateway, token=token, model=INTENT, prompt=QUESTION,
+        stack.gateway, token=token, model=model, prompt=QUESTION,
         on_text=lambda text: console.print(text, end="", style="bold green"),
     )  # fmt: skip
     console.print(
         f"\n  [dim]{answer.tokens} tokens, first after {answer.ttft_seconds * 1000:.0f} ms[/]"
     )
     steps.begin("Measure under a steady load of one request at a time")
-    answers = steady_load(stack, token)
+    answers = steady_load(stack, token, model)
     intent = stack.get("inferenceintent", INTENT, NAMESPACE) or {}
     console.print(latency_table(intent, answers))
     if cluster.level == "process":

@@ -99,6 +99,7 @@ class Stack:
 
     cluster: Cluster
     models: Path
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl and return its standard output; its errors are raised with their text."""
@@ -121,6 +122,12 @@ class Stack:
         """Return one object, or None where the server has none."""
         text = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
         return json.loads(text) if text.strip() else None
+
+    def patch(self, kind: str, name: str, namespace: str, patch: Mapping[str, Any]) -> None:
+        """Merge-patch one object."""
+        self.kubectl(
+            "patch", kind, name, "-n", namespace, "--type", "merge", "-p", json.dumps(patch)
+        )
 
     def list(self, kind: str, namespace: str, selector: str = "") -> list[dict[str, Any]]:
         """Return the objects of a namespace that `selector` picks."""
