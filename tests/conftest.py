@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+pytest_plugins = ("e2e.cluster.pytest_plugin",)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say that the main thread has no event loop, before anybody asks for one.
