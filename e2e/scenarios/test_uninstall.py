@@ -1,0 +1,31 @@
+"""Uninstalling keeps definitions and objects, and leaves nothing that hangs. Runs last: its name sorts last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from e2e import stack as st
+from e2e.scenarios.builders import TEAM
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def uninstalled(stack: st.Stack, chat: dict[str, Any]) -> None:
+    """The release removed, with its hooks."""
+    stack.cluster.helm(
+        "uninstall", st.RELEASE, "--namespace", st.SYSTEM, "--wait", "--timeout", "180s"
+    )
+
+
+def test_uninstall_keeps_definitions_and_objects_and_releases_them(
+    uninstalled: None, stack: st.Stack
+) -> None:
+    """After `helm uninstall` CRDs and intents are there, no finalizer of ours is left, and deletion ends."""
+    intent = stack.get("inferenceintent", "chat", TEAM)
+    assert intent is not None
+    assert "trimtab.dev/finalizer" not in intent["metadata"].get("finalizers", [])
+    assert stack.list("pods", st.SYSTEM) == []
+    stack.kubectl("delete", "namespace", TEAM, "--wait=true", "--timeout=120s")
