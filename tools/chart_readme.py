@@ -48,7 +48,9 @@ def rows(text: str) -> list[tuple[str, str, str]]:
             if described(value):
                 walk(value, f"{path}.")
             elif not comment:
-                raise ValueError(f"values.yaml: {path} has no comment; write above it what it does.")
+                raise ValueError(
+                    f"values.yaml: {path} has no comment; write above it what it does."
+                )
             else:
                 default = json.dumps(yaml.safe_load(yaml.serialize(value)), ensure_ascii=False)
                 found.append((path, default, comment))

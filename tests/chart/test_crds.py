@@ -16,7 +16,9 @@ CRD = "CustomResourceDefinition"
 
 
 def source() -> dict[str, dict[str, Any]]:
-    documents = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
+    documents = [
+        yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))
+    ]
     return {document["metadata"]["name"]: document for document in documents}
 
 

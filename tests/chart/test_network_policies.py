@@ -28,11 +28,17 @@ PART_OF = {"app.kubernetes.io/part-of": "trimtab"}
 
 def who(peer: dict[str, Any]) -> str:
     """Name the peer of a rule; a peer that no flow knows is named as it is."""
-    if peer == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}:
+    if peer == {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
+    }:
         return PROMETHEUS
     labels = peer.get("podSelector", {}).get("matchLabels", {})
     component = labels.get("app.kubernetes.io/component")
-    if component == WORKER and peer.get("namespaceSelector") == {} and PART_OF.items() <= labels.items():
+    if (
+        component == WORKER
+        and peer.get("namespaceSelector") == {}
+        and PART_OF.items() <= labels.items()
+    ):
         return WORKER
     if component in {OPERATOR, GATEWAY} and set(peer) == {"podSelector"}:
         assert labels["app.kubernetes.io/instance"] == "trimtab"
@@ -59,7 +65,9 @@ def flows(objects: list[dict[str, Any]], direction: str) -> set[tuple[str, str, 
             anybody = API_SERVER if direction == "out" else EVERYBODY
             others = [who(peer) for peer in rule[peers]] if peers in rule else [anybody]
             for other in others:
-                found.add((me, other, ports(rule)) if direction == "out" else (other, me, ports(rule)))
+                found.add(
+                    (me, other, ports(rule)) if direction == "out" else (other, me, ports(rule))
+                )
     return found
 
 

@@ -22,7 +22,13 @@ Row = tuple[str, str, str, tuple[str, ...], tuple[str, ...]]
 def rows(role: dict[str, Any], namespace: str) -> set[Row]:
     """Return one (namespace, group, resource, names, verbs) per group and resource of a role."""
     return {
-        (namespace, group, resource, tuple(rule.get("resourceNames", ())), tuple(sorted(rule["verbs"])))
+        (
+            namespace,
+            group,
+            resource,
+            tuple(rule.get("resourceNames", ())),
+            tuple(sorted(rule["verbs"])),
+        )
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -79,7 +85,8 @@ def test_nothing_grants_wildcards_or_secrets(render: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("subject", "account"), [("operator", "trimtab-operator"), ("release", "trimtab-release-finalizers")]
+    ("subject", "account"),
+    [("operator", "trimtab-operator"), ("release", "trimtab-release-finalizers")],
 )
 def test_rights_equal_the_table_that_gives_their_reasons(
     subject: str, account: str, render: Callable[..., Any]
@@ -100,7 +107,7 @@ def test_without_authentication_the_gateway_asks_for_no_reviews(render: Callable
 
 
 def test_people_get_their_rights_through_the_clusters_own_roles(render: Callable[..., Any]) -> None:
-    """view reads all kinds, edit writes the namespaced ones and invokes, admin also writes profiles."""
+    """Role view reads all kinds, edit writes the namespaced ones and invokes, admin also writes profiles."""
     roles = {o["metadata"]["name"]: o for o in render() if o["kind"] == "ClusterRole"}
     verbs: dict[tuple[str, str], set[str]] = {}
     for role in roles.values():

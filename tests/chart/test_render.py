@@ -53,7 +53,7 @@ MINIMAL: dict[str, Any] = {
     "networkPolicy": {"enabled": False},
     "monitoring": {"dashboards": {"enabled": False}},
     "finalizers": {"releaseOnUninstall": False},
-    "gateway": {"replicas": 1, "preStopSeconds": 0},
+    "gateway": {"replicas": 1, "drainDelaySeconds": 0},
     "rbac": {"aggregate": False},
 }
 VALUE_SETS = {"default": {}, "everything": EVERYTHING, "minimal": MINIMAL}
@@ -173,7 +173,7 @@ def test_pod_templates_do_not_change_with_the_chart_version(
 
 
 def test_pod_defaults_reach_the_operator_and_every_own_pod(render: Callable[..., Any]) -> None:
-    """podDefaults travel as JSON in TRIMTAB_POD_DEFAULTS and hold for every pod of the chart itself."""
+    """Values of podDefaults travel as JSON in TRIMTAB_POD_DEFAULTS and hold for every pod of the chart itself."""
     objects = render(EVERYTHING)
     defaults = EVERYTHING["podDefaults"]
     sent = json.loads(env_of(objects, "operator")["TRIMTAB_POD_DEFAULTS"])
@@ -202,7 +202,7 @@ def test_pod_defaults_reach_the_operator_and_every_own_pod(render: Callable[...,
 
 
 def test_a_component_can_stay_out_of_pod_defaults(render: Callable[..., Any]) -> None:
-    """inheritPodDefaults off leaves the component's own image and mounts; workers still get the defaults."""
+    """Turning inheritPodDefaults off leaves the component's own image and mounts; workers still get the defaults."""
     objects = render({**EVERYTHING, "gateway": {"inheritPodDefaults": False}})
     spec = the(objects, "Deployment", "trimtab-gateway")["spec"]["template"]["spec"]
     assert spec["containers"][0]["image"].startswith("trimtab-gateway:")
@@ -215,7 +215,12 @@ def test_environment_of_the_processes_is_the_agreed_one(render: Callable[..., An
     """Operator and gateway get the variables of the wire formats, sources and endpoint included."""
     objects = render({"sources": {"hostPath": {"enabled": True, "allowedPrefixes": ["/models"]}}})
     operator, gateway = env_of(objects, "operator"), env_of(objects, "gateway")
-    common = {"TRIMTAB_SYSTEM_NAMESPACE", "TRIMTAB_POD_NAME", "TRIMTAB_POD_UID", "TRIMTAB_LOG_LEVEL"}
+    common = {
+        "TRIMTAB_SYSTEM_NAMESPACE",
+        "TRIMTAB_POD_NAME",
+        "TRIMTAB_POD_UID",
+        "TRIMTAB_LOG_LEVEL",
+    }
     assert common <= set(operator)
     assert common <= set(gateway)
     assert json.loads(operator["TRIMTAB_SOURCES"]) == {

@@ -55,7 +55,9 @@ def test_defaults_meet_the_schema_and_every_value_is_described(helm: str) -> Non
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert helm
     assert set(_leaves(values)) <= set(_paths(schema, schema))
-    missing = {path for path in _paths(schema, schema) if path[0] != "global"} - set(_leaves(values))
+    missing = {path for path in _paths(schema, schema) if path[0] != "global"} - set(
+        _leaves(values)
+    )
     assert {path for path in missing if path[:1] not in {("prices",), ("test",)}} == set()
 
 
@@ -67,7 +69,11 @@ def _paths(
     node: dict[str, Any], schema: dict[str, Any], prefix: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, ...]]:
     properties = _resolve(node, schema).get("properties")
-    if not properties or prefix in {("prices",), ("test", "model")} or prefix[-1:] == ("resources",):
+    if (
+        not properties
+        or prefix in {("prices",), ("test", "model")}
+        or prefix[-1:] == ("resources",)
+    ):
         yield prefix
         return
     for name, child in properties.items():
@@ -89,7 +95,8 @@ def test_the_schema_is_closed_everywhere() -> None:
     open_objects = {
         path
         for path, node in _objects(schema)
-        if "additionalProperties" not in node and CHECKED_BY_API_SERVER not in node.get("description", "")
+        if "additionalProperties" not in node
+        and CHECKED_BY_API_SERVER not in node.get("description", "")
     }
     assert open_objects <= OPEN_BY_DESIGN
 
