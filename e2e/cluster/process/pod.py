@@ -270,6 +270,7 @@ class Pod:
         (home / "tmp").mkdir(parents=True, exist_ok=True, mode=0o700)
         found = volumes.mounts(container, volumes=self._folders, variables=data)
         found[container.get("terminationMessagePath") or "/dev/termination-log"] = message
+        found |= mounts.parents(self.folder / "parents" / container["name"], mounts=found)
         line = environment.arguments(container, entrypoint=image.entrypoint, variables=data)
         argv = [mounts.localise(word, mounts=found) for word in line]
         argv[0] = images.executable(argv[0])
