@@ -1,0 +1,1 @@
+"""InferenceIntent, by lifecycle step: source, inspection, fingerprints, plan, children, status."""

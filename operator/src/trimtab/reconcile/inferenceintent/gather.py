@@ -1,0 +1,104 @@
+"""Gathers everything that one step of an intent decides from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL
+from trimtab.observe.intents import ObservedIntent
+from trimtab.reconcile.inferenceintent import jobs
+from trimtab.reconcile.inferenceintent.inspecting import inspection, inspection_pods
+from trimtab.reconcile.labels import Owner
+from trimtab.reconcile.snapshot import declared_load, parse_intent, usable
+
+if TYPE_CHECKING:
+    from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
+    from trimtab.observe.intents import LoadSource
+    from trimtab.observe.records import IntentRecord
+    from trimtab.planning.snapshot import Load
+    from trimtab.reconcile.world import World
+
+
+def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
+    """Return the frozen observation of one intent."""
+    try:
+        intent = parse_intent(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return ObservedIntent(record=record, intent=None, parse_error=f"{where}: {first['msg']}")
+    caches, settings = world.caches, world.settings
+    owner = Owner(namespace=record.namespace, name=record.name, uid=record.uid)
+    source = jobs.source_digest(intent.spec.model.source)
+    pods = caches.pods.owned_by(record.uid)
+    own_jobs = caches.jobs.owned_by(record.uid)
+    maps = caches.configmaps.owned_by(record.uid)
+    reading = inspection(
+        source=source,
+        generation=record.generation,
+        kept=caches.configmaps.get(
+            settings.system_namespace, jobs.facts_name(owner, source=source)
+        ),
+        found=own_jobs,
+        pods=inspection_pods(pods),
+        now=world.utcnow(),
+        seconds=settings.policy_seconds,
+    )
+    plan = world.fleet.of(record.uid, generation=record.generation) if reading.facts else None
+    workers = tuple(p for p in pods if p.labels.get(COMPONENT_LABEL) == "worker")
+    deployments = caches.deployments.owned_by(record.uid)
+    load, load_source = _load(record, intent, world)
+    current = world.fleet.current
+    return ObservedIntent(
+        record=record,
+        intent=intent,
+        name_taken_by=_older_namesake(record, intent, world),
+        inspection=reading,
+        plan=plan,
+        planner_problem=current.problem if plan is None else "",
+        price_problem=world.price_problem,
+        load=load,
+        load_source=load_source,
+        fingerprints=world.fingerprints.progress(record.uid, plan, first_rollout=not deployments),
+        deployment=deployments[0] if deployments else None,
+        pods=workers,
+        workers={
+            p.uid: world.worker_states[p.uid] for p in workers if p.uid in world.worker_states
+        },
+        model_sets=tuple(
+            m
+            for m in maps
+            if m.namespace == record.namespace and m.labels.get(COMPONENT_LABEL) == "worker"
+        ),
+        jobs=tuple(j for j in own_jobs if j.labels.get(COMPONENT_LABEL) == "inspection"),
+        facts=tuple(m for m in maps if m.namespace == settings.system_namespace),
+        budget=next(iter(caches.poddisruptionbudgets.owned_by(record.uid)), None),
+        several_nodes=sum(usable(n, settings=settings) for n in caches.nodes) > 1,
+        gateway_answers=world.gateway_answers,
+        shown=world.shown_of(record.uid),
+        fleet_revision=current.revision,
+    )
+
+
+def _load(
+    record: IntentRecord, intent: InferenceIntent, world: World
+) -> tuple[Load | None, LoadSource]:
+    observed = world.loads.of(record.uid)
+    if observed is not None:
+        return observed, "Observed"
+    declared = declared_load(intent)
+    return declared, "Declared" if declared is not None else "Assumed"
+
+
+def _older_namesake(record: IntentRecord, intent: InferenceIntent, world: World) -> str:
+    """Return the older intent of the namespace that serves the same model name, if any."""
+    mine = (record.created, record.uid)
+    for other in world.caches.inferenceintents:
+        if other.namespace != record.namespace or other.uid == record.uid or other.deleting:
+            continue
+        name = (other.spec.get("model") or {}).get("name") or other.name
+        if f"{other.namespace}/{name}" == intent.public_name and (other.created, other.uid) < mine:
+            return f"{other.namespace}/{other.name}"
+    return ""

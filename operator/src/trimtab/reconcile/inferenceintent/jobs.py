@@ -1,0 +1,203 @@
+"""Jobs that read and measure a model, as pure builders."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from trimtab.api.v1alpha1 import names
+from trimtab.kube.names import child, short_hash
+from trimtab.observe.digests import digest
+from trimtab.observe.inspections import INSPECTION_KEY
+from trimtab.reconcile.inferenceintent.sources import MODEL_ROOT, identity
+from trimtab.reconcile.labels import Owner, labels, shared_labels
+from trimtab.reconcile.pods import container, pod_spec, resources
+
+if TYPE_CHECKING:
+    from trimtab.api.v1alpha1.inferenceintent import ModelSource
+    from trimtab.kube.resources import Manifest
+    from trimtab.planning.plan import FingerprintNeed
+    from trimtab.reconcile.inferenceintent.sources import Mounted
+    from trimtab.settings import Settings
+
+ATTEMPT_ANNOTATION: Final = f"{names.GROUP}/attempt"
+GENERATION_ANNOTATION: Final = f"{names.GROUP}/generation"
+CONTENDED_ANNOTATION: Final = f"{names.GROUP}/contended"
+NODE_ANNOTATION: Final = f"{names.GROUP}/node"
+SOURCE_ANNOTATION: Final = f"{names.GROUP}/source"
+
+INSPECTION_SECONDS: Final = 600
+DOWNLOAD_SECONDS: Final = 3600
+FINGERPRINT_SECONDS: Final = 1200
+_MEASURE_SECONDS: Final = 300
+_INSPECT_MEMORY_BYTES: Final = 256 * 2**20
+_INSPECT_LIMIT_BYTES: Final = 2 * 2**30
+_ENGINE_BYTES: Final = 700 * 2**20
+
+
+def source_digest(source: ModelSource) -> str:
+    """Return what names a source in Jobs and ConfigMaps."""
+    return digest(identity(source))
+
+
+def inspection_name(owner: Owner, *, source: str, attempt: int) -> str:
+    """Return the Job's name: one per source and attempt."""
+    return child(owner.name, f"inspect-{short_hash(owner.uid, source, str(attempt))}")
+
+
+def facts_name(owner: Owner, *, source: str) -> str:
+    """Return the name of the ConfigMap that keeps what an inspection found."""
+    return f"model-{short_hash(owner.uid, source, length=16)}"
+
+
+def inspection_job(
+    *,
+    owner: Owner,
+    mounted: Mounted,
+    source: str,
+    attempt: int,
+    generation: int,
+    settings: Settings,
+) -> Manifest:
+    """Return the Job that reads a model's configuration and headers (contracts §3)."""
+    found = labels("inspection", owner=owner)
+    inspect = container(
+        name="inspect",
+        defaults=settings.pod_defaults,
+        image=settings.image,
+        command=[
+            "python",
+            "-m",
+            "trimtab_workers.fingerprint.inspect",
+            "--path",
+            f"{MODEL_ROOT}/{mounted.path}",
+        ],
+        limits=resources(
+            threads=1,
+            memory_bytes=_INSPECT_MEMORY_BYTES,
+            memory_limit_bytes=_INSPECT_LIMIT_BYTES,
+        ),
+        mounts=mounted.mounts,
+    )
+    spec = pod_spec(
+        defaults=settings.pod_defaults,
+        containers=[inspect],
+        init_containers=mounted.fetch,
+        volumes=mounted.volumes,
+        restart_policy="Never",
+    )
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": inspection_name(owner, source=source, attempt=attempt),
+            "namespace": owner.namespace,
+            "labels": found,
+            "annotations": {
+                ATTEMPT_ANNOTATION: str(attempt),
+                GENERATION_ANNOTATION: str(generation),
+                SOURCE_ANNOTATION: source,
+            },
+            "ownerReferences": [owner.reference()],
+        },
+        "spec": {
+            # A verdict ends with status 0 whatever it is; what fails is the machinery around it.
+            "backoffLimit": 1,
+            "activeDeadlineSeconds": DOWNLOAD_SECONDS if mounted.fetch else INSPECTION_SECONDS,
+            "template": {"metadata": {"labels": found}, "spec": spec},
+        },
+    }
+
+
+def inspection_policy(*, owner: Owner, mounted: Mounted) -> Manifest:
+    """Return the NetworkPolicy of inspection Jobs: nothing comes in, only downloads go out."""
+    found = labels("inspection", owner=owner)
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": child(owner.name, f"inspect-{short_hash(owner.uid)}"),
+            "namespace": owner.namespace,
+            "labels": found,
+            "ownerReferences": [owner.reference()],
+        },
+        "spec": {
+            "podSelector": {
+                "matchLabels": {
+                    names.COMPONENT_LABEL: "inspection",
+                    names.OWNER_UID_LABEL: owner.uid,
+                }
+            },
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [],
+            "egress": [dict(rule) for rule in mounted.egress],
+        },
+    }
+
+
+def facts_config_map(
+    *, owner: Owner, source: str, message: str, node: str, settings: Settings
+) -> Manifest:
+    """Return the ConfigMap that keeps an inspection; outside the namespace, so labelled."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": facts_name(owner, source=source),
+            "namespace": settings.system_namespace,
+            "labels": labels("inspection", owner=owner, outside=True),
+            "annotations": {NODE_ANNOTATION: node, SOURCE_ANNOTATION: source},
+        },
+        "data": {INSPECTION_KEY: message},
+    }
+
+
+def fingerprint_job(
+    *, need: FingerprintNeed, attempt: int, contended: bool, settings: Settings
+) -> Manifest:
+    """Return the Job that measures one- and two-layer models in the engine (contracts §4).
+
+    Weights are random, so there is no volume; it runs in the system namespace and belongs to no
+    intent: a family shares its fingerprints.
+    """
+    found = shared_labels("fingerprint", instance=f"fp-{need.key}")
+    spec_json = need.spec(
+        grid=settings.fingerprint_grid, max_seconds=int(settings.policy_seconds(_MEASURE_SECONDS))
+    )
+    threads = max(1, need.threads)
+    parameters = need.architecture.fixed_parameters() + 2 * need.architecture.layer_parameters()
+    # Both depths are held at once, in fp32 while they are drawn.
+    memory = _ENGINE_BYTES + 3 * 4 * parameters
+    measure = container(
+        name="fingerprint",
+        defaults=settings.pod_defaults,
+        image=settings.image,
+        command=["python", "-m", "trimtab_workers.fingerprint"],
+        limits=resources(threads=threads, memory_bytes=memory, memory_limit_bytes=2 * memory),
+        env=(
+            {
+                "name": "TRIMTAB_FINGERPRINT_SPEC",
+                "value": json.dumps(spec_json, sort_keys=True, separators=(",", ":")),
+            },
+            {"name": "OMP_NUM_THREADS", "value": str(threads)},
+        ),
+    )
+    spec = pod_spec(defaults=settings.pod_defaults, containers=[measure], restart_policy="Never")
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": f"fp-{need.key}",
+            "namespace": settings.system_namespace,
+            "labels": found,
+            "annotations": {
+                ATTEMPT_ANNOTATION: str(attempt),
+                CONTENDED_ANNOTATION: str(contended).lower(),
+            },
+        },
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": FINGERPRINT_SECONDS,
+            "template": {"metadata": {"labels": found}, "spec": spec},
+        },
+    }

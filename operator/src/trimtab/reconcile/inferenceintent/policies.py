@@ -1,0 +1,134 @@
+"""What must hold before an intent is worked on; the first violation is the condition."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from trimtab.api.v1alpha1.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
+    from trimtab.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """Why an intent cannot be worked on."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What the policies read."""
+
+    intent: InferenceIntent
+    settings: Settings
+    name_taken_by: str = ""
+    """An older intent of the namespace that serves the same model name."""
+
+
+def host_path_enabled(given: Admission) -> Violation | None:
+    """A hostPath source must be opted in."""
+    source = given.intent.spec.model.source.host_path
+    if source is None or given.settings.sources.hostPath.enabled:
+        return None
+    return Violation(
+        reason=Reason.SOURCE_DISABLED,
+        message=(
+            f"spec.model.source.hostPath.path is {source.path}, but this installation does not "
+            "mount folders of nodes. Use a persistentVolumeClaim, or ask the administrator to set "
+            "the chart's sources.hostPath.enabled and sources.hostPath.allowedPrefixes."
+        ),
+    )
+
+
+def host_path_allowed(given: Admission) -> Violation | None:
+    """A hostPath source must lie below an allowed prefix, without `..`."""
+    source = given.intent.spec.model.source.host_path
+    if source is None:
+        return None
+    prefixes = given.settings.sources.hostPath.allowedPrefixes
+    clean = posixpath.normpath(source.path)
+    climbs = ".." in source.path.split("/")
+    below = any(
+        clean == prefix.rstrip("/") or clean.startswith(prefix.rstrip("/") + "/")
+        for prefix in prefixes
+    )
+    if below and not climbs:
+        return None
+    return Violation(
+        reason=Reason.SOURCE_PATH_NOT_ALLOWED,
+        message=(
+            f"spec.model.source.hostPath.path is {source.path}, which "
+            + ("contains '..'" if climbs else "lies outside the allowed prefixes")
+            + f" (the chart's sources.hostPath.allowedPrefixes: {', '.join(prefixes) or 'none'}). "
+            "Move the model below one of them, or ask the administrator to add its folder."
+        ),
+    )
+
+
+def hub_enabled(given: Admission) -> Violation | None:
+    """A huggingFace source must be opted in."""
+    source = given.intent.spec.model.source.hugging_face
+    if source is None or given.settings.sources.huggingFace.enabled:
+        return None
+    return Violation(
+        reason=Reason.SOURCE_DISABLED,
+        message=(
+            f"spec.model.source.huggingFace.repository is {source.repository}, but this "
+            "installation downloads nothing. Use a persistentVolumeClaim, or ask the administrator "
+            "to set the chart's sources.huggingFace.enabled."
+        ),
+    )
+
+
+def image_enabled(given: Admission) -> Violation | None:
+    """An image source must be opted in."""
+    source = given.intent.spec.model.source.image
+    if source is None or given.settings.sources.image.enabled:
+        return None
+    return Violation(
+        reason=Reason.SOURCE_DISABLED,
+        message=(
+            f"spec.model.source.image.reference is {source.reference}, but this installation "
+            "mounts no images. Use a persistentVolumeClaim, or ask the administrator to set the "
+            "chart's sources.image.enabled."
+        ),
+    )
+
+
+def name_free(given: Admission) -> Violation | None:
+    """Two intents of a namespace cannot serve the same model name."""
+    if not given.name_taken_by:
+        return None
+    return Violation(
+        reason=Reason.MODEL_NAME_TAKEN,
+        message=(
+            f"The model name {given.intent.public_name} is served by the older InferenceIntent "
+            f"{given.name_taken_by}. Give spec.model.name another value."
+        ),
+    )
+
+
+CHAIN: Final[tuple[Callable[[Admission], Violation | None], ...]] = (
+    host_path_enabled,
+    host_path_allowed,
+    hub_enabled,
+    image_enabled,
+    name_free,
+)
+
+
+def first_violation(given: Admission) -> Violation | None:
+    """Return the first violation of the chain, None where all hold."""
+    for policy in CHAIN:
+        violation = policy(given)
+        if violation is not None:
+            return violation
+    return None

@@ -1,0 +1,107 @@
+"""What a roll-out consists of: kept on the Deployment, so that it can be read back after a crash."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from trimtab.api.v1alpha1.names import GROUP
+from trimtab.planning.snapshot import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trimtab.planning.plan import IntentPlan
+
+ANNOTATION: Final = f"{GROUP}/rollout"
+_SLACK: Final = 0.8
+_MIN_DRAIN_SECONDS, _MAX_DRAIN_SECONDS = 45, 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """The sizes of one replica, and for which generation of the intent they were chosen."""
+
+    generation: int
+    config: Config
+    memory_bytes: int
+    arena_bytes: int
+    max_model_len: int
+    max_seqs: int
+    max_batch_tokens: int
+    drain_seconds: int
+    nodes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the annotation's text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Rollout | None:
+        """Read the annotation; None where it is absent or of another release."""
+        try:
+            data: dict[str, Any] = json.loads(text)
+            config = Config(**data.pop("config"))
+            nodes = tuple(data.pop("nodes"))
+            return cls(config=config, nodes=nodes, **data)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+def of_annotations(annotations: Mapping[str, str]) -> Rollout | None:
+    """Return the roll-out that a Deployment carries, if any."""
+    return Rollout.from_json(annotations.get(ANNOTATION, ""))
+
+
+def next_rollout(
+    plan: IntentPlan, *, before: Rollout | None, several_nodes: bool
+) -> Rollout | None:
+    """Return what to run for a plan; None if it has no option.
+
+    Within a generation of the intent, a plan that keeps the configuration and needs no larger
+    arena keeps the running sizes too: a little more or less load is no reason to roll.
+    """
+    option = plan.option
+    if option is None:
+        return None
+    after = Rollout(
+        generation=plan.generation,
+        config=option.config,
+        memory_bytes=option.memory_bytes,
+        arena_bytes=option.arena_bytes,
+        max_model_len=option.max_model_len,
+        max_seqs=option.max_seqs,
+        max_batch_tokens=option.max_batch_tokens,
+        drain_seconds=drain_seconds(
+            max_output_tokens=option.max_model_len,
+            tpot_us=option.predicted.tpot.mean_us,
+        ),
+        nodes=tuple(sorted(node for node, _ in plan.nodes)) if several_nodes else (),
+    )
+    if before is None or before.config != after.config:
+        return after
+    sizes_do = (
+        before.arena_bytes >= _SLACK * after.arena_bytes
+        and before.max_model_len >= _SLACK * after.max_model_len
+        and before.max_seqs >= _SLACK * after.max_seqs
+    )
+    if before.generation == after.generation and sizes_do:
+        return before
+    # A spec edit that leaves every size as it is rolls nothing either: compare without origin.
+    if dataclasses.replace(before, generation=0, nodes=()) == dataclasses.replace(
+        after, generation=0, nodes=()
+    ):
+        return dataclasses.replace(after, nodes=before.nodes)
+    return after
+
+
+def drain_seconds(*, max_output_tokens: int, tpot_us: int) -> int:
+    """Return how long a worker may finish running requests: cap x TPOT x 1.5, 45 to 600 s.
+
+    Rounded up to 15 s, so that a slightly different prediction is no different pod.
+    """
+    seconds = max_output_tokens * tpot_us * 1.5 / 1e6
+    rounded = -(-int(seconds) // 15) * 15
+    return max(_MIN_DRAIN_SECONDS, min(_MAX_DRAIN_SECONDS, rounded))

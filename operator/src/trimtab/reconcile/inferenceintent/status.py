@@ -1,0 +1,175 @@
+"""`status.plan`, `alternatives`, `observed` and the rest, from the fleet plan; nothing ticks."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.observe.inspections import ModelFacts
+    from trimtab.observe.intents import ObservedIntent
+    from trimtab.planning.plan import Alternative, Confidence, Option, Prediction
+    from trimtab.planning.snapshot import Config
+
+_PRECISIONS = frozenset({"fp32", "fp16", "bf16", "fp8", "int8", "int4"})
+_MOST_ALTERNATIVES = 8
+
+
+def build(observed: ObservedIntent, *, endpoint: str, plan_digest: str) -> dict[str, Any]:
+    """Return the status without conditions.
+
+    Args:
+        observed: The intent.
+        endpoint: The OpenAI base URL.
+        plan_digest: Of the worker's pod template; empty where none is wanted.
+    """
+    status: dict[str, Any] = {
+        "observedGeneration": observed.record.generation,
+        "endpoint": endpoint,
+        "readyReplicas": sum(pod.ready for pod in observed.pods),
+    }
+    facts = observed.inspection.facts if observed.inspection else None
+    if observed.intent is not None:
+        status["model"] = {"name": observed.intent.public_name, **_model(facts)}
+    plan = observed.plan
+    if plan is not None:
+        if plan.option is not None:
+            status["plan"] = _plan(observed, plan.option, plan_digest=plan_digest)
+        status["alternatives"] = [
+            _alternative(other) for other in plan.alternatives[:_MOST_ALTERNATIVES]
+        ]
+    if observed.shown.figures:
+        status["observed"] = dict(observed.shown.figures)
+    return status
+
+
+def _model(facts: ModelFacts | None) -> dict[str, Any]:
+    if facts is None:
+        return {}
+    model: dict[str, Any] = {
+        "family": facts.family,
+        "parameters": facts.parameters,
+        "weightBytes": facts.model.weight_bytes,
+        "contextLength": facts.model.context_length,
+        "depth": facts.model.depth,
+    }
+    if facts.model.precision in _PRECISIONS:
+        model["precision"] = facts.model.precision
+    if facts.quantization:
+        model["quantization"] = facts.quantization
+    return model
+
+
+def _plan(observed: ObservedIntent, option: Option, *, plan_digest: str) -> dict[str, Any]:
+    plan = observed.plan
+    if plan is None:
+        raise RuntimeError("A status for a plan that does not exist is a bug; please report it.")
+    status = _configuration(option.config, option)
+    status["reason"] = str(plan.reason)
+    status["message"] = " ".join((plan.message, *plan.notes))[:4096]
+    if plan_digest:
+        status["digest"] = plan_digest
+    status["load"] = _load(observed)
+    status["remap"] = {
+        "verdict": "DoNotRemap",
+        "reasons": ["This engine recomputes under pressure; it has no weights to lend yet."],
+    }
+    return status
+
+
+def _load(observed: ObservedIntent) -> dict[str, Any]:
+    load: dict[str, Any] = {"source": observed.load_source}
+    if observed.load is not None:
+        load |= {
+            "requestsPerSecond": decimals(observed.load.requests_per_second),
+            "promptTokens": observed.load.prompt_tokens,
+            "outputTokens": observed.load.output_tokens,
+        }
+    return load
+
+
+def _alternative(other: Alternative) -> dict[str, Any]:
+    status = _configuration(other.config, other.option)
+    status["reason"] = str(other.reason)
+    status["message"] = other.why_not[:4096]
+    return status
+
+
+def _configuration(config: Config, option: Option | None) -> dict[str, Any]:
+    status: dict[str, Any] = {
+        "product": config.product,
+        "tensorParallelSize": config.tensor_parallel_size,
+        "pipelineParallelSize": config.pipeline_parallel_size,
+        "precision": config.precision,
+        "replicas": option.replicas if option else 0,
+    }
+    if config.threads:
+        status["threadsPerReplica"] = config.threads
+    if option is None:
+        return status
+    if option.cost_per_hour_micro_usd is not None:
+        status["costPerHour"] = money(option.cost_per_hour_micro_usd)
+    status["predicted"] = _prediction(option)
+    status["margin"] = {
+        "timeToFirstTokenPercent": round(option.ttft_margin_permille / 10),
+        "timePerOutputTokenPercent": round(option.margin_permille / 10),
+    }
+    status["confidence"] = _confidence(option.confidence, option.fingerprint)
+    return status
+
+
+def _prediction(option: Option) -> dict[str, Any]:
+    predicted: Prediction = option.predicted
+    status: dict[str, Any] = {
+        "timeToFirstTokenMilliseconds": _milliseconds(predicted.ttft.percentile_us),
+        "timePerOutputTokenMilliseconds": _milliseconds(predicted.tpot.percentile_us),
+        "endToEndMilliseconds": _milliseconds(predicted.e2e.percentile_us),
+        "capacityRequestsPerSecond": decimals(predicted.capacity_milli_rps / 1000),
+    }
+    if predicted.ttft.percentile:
+        status["percentile"] = predicted.ttft.percentile
+    if option.cost_per_million_output_tokens_micro_usd is not None:
+        status["costPerMillionOutputTokens"] = money(
+            option.cost_per_million_output_tokens_micro_usd
+        )
+    if option.cost_per_million_at_capacity_micro_usd is not None:
+        status["costPerMillionOutputTokensAtCapacity"] = money(
+            option.cost_per_million_at_capacity_micro_usd
+        )
+    return status
+
+
+def _confidence(confidence: Confidence, fingerprint: str) -> dict[str, Any]:
+    measured = fingerprint != "Roofline"
+    status: dict[str, Any] = {
+        "level": confidence.level,
+        "source": "Measured" if measured else "Roofline",
+        "reasons": [reason[:1024] for reason in confidence.reasons[:16]],
+    }
+    if measured:
+        status["fingerprint"] = f"fp-{fingerprint}"
+    return status
+
+
+def _milliseconds(microseconds: int) -> str:
+    return decimals(microseconds / 1000)
+
+
+def decimals(value: float) -> str:
+    """Return a figure with three significant digits as a plain decimal string."""
+    exact = Decimal(repr(value))
+    if exact <= 0:
+        return "0"
+    digits = min(6, max(0, 2 - exact.adjusted()))
+    rounded = exact.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_EVEN)
+    if exact.adjusted() > 2:
+        rounded = round(exact, 2 - exact.adjusted())
+    text = f"{min(rounded, Decimal(999_999_999)):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def money(micro_usd: int) -> str:
+    """Return micro-USD as a decimal string of USD."""
+    amount = min(Decimal(micro_usd) / 1_000_000, Decimal(999_999_999))
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

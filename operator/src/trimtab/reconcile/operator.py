@@ -1,0 +1,325 @@
+"""Puts the loops, keepers and pollers together; handlers hand events in here."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import structlog
+
+from trimtab.kube.errors import ApiError, classify
+from trimtab.kube.events import event
+from trimtab.kube.resources import WATCHED
+from trimtab.observe.barrier import Barrier
+from trimtab.observe.caches import Caches
+from trimtab.observe.capabilities import ASSUMED
+from trimtab.observe.loads import LoadBook
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.reconcile import auditing, pollers
+from trimtab.reconcile.beats import HeartBeats
+from trimtab.reconcile.execute import Executor
+from trimtab.reconcile.figures import publish
+from trimtab.reconcile.fingerprints import FingerprintKeeper
+from trimtab.reconcile.fleet import FleetPlanner, Planned, Pool
+from trimtab.reconcile.inbox import Inbox
+from trimtab.reconcile.inferenceintent.decide import decide
+from trimtab.reconcile.inferenceintent.gather import gather
+from trimtab.reconcile.loop import run_loop
+from trimtab.reconcile.pacing import Outcome
+from trimtab.reconcile.periodic import Periodic
+from trimtab.reconcile.routes import RoutesKeeper
+from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot
+from trimtab.reconcile.sweep import SWEEP_SECONDS, Sweeper
+from trimtab.reconcile.waking import Waker
+from trimtab.reconcile.world import World
+from trimtab.telemetry import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from trimtab.kube.client import KubeClient
+    from trimtab.kube.writer import Writer
+    from trimtab.observe.workers import AdminClient
+    from trimtab.planning.snapshot import FleetSnapshot
+    from trimtab.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+STEPS_AT_ONCE: Final = 32
+_LIST_ERRORS: Final = (ApiError, aiohttp.ClientError, TimeoutError, OSError)
+_RELEASE_SECONDS: Final = 30.0
+
+
+class Operator:
+    """The leader's whole memory, rebuilt at every start."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        client: KubeClient,
+        writer: Writer,
+        admin: AdminClient,
+        clock: Callable[[], float],
+        utcnow: Callable[[], datetime],
+        pool: Pool | None = None,
+    ) -> None:
+        self.settings = settings
+        self._client = client
+        self._writer = writer
+        self._clock = clock
+        self._utcnow = utcnow
+        self._started = clock()
+        self._cold = True
+        self._random = random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self.caches = Caches()
+        self.inbox = Inbox()
+        self.beats = HeartBeats(clock=clock)
+        self.world = World(
+            settings=settings,
+            caches=self.caches,
+            clock=clock,
+            utcnow=utcnow,
+            capabilities=ASSUMED,
+            loads=LoadBook(time_divisor=settings.policy_time_divisor),
+        )
+        self.executor = Executor(writer, self.caches, utcnow=utcnow, instance=settings.pod_name)
+        self.fleet = FleetPlanner(
+            pool=pool or Pool(),
+            policy=PlannerPolicy(),
+            observe=self._snapshot,
+            changed=self._planned,
+            clock=clock,
+            seconds=settings.policy_seconds,
+            timed=metrics.PLAN_SECONDS.observe,
+        )
+        self.world.fleet = self.fleet
+        self.keeper = FingerprintKeeper(
+            caches=self.caches,
+            executor=self.executor,
+            fleet=self.fleet,
+            settings=settings,
+            clock=clock,
+            changed=self._wake_needing,
+        )
+        self.world.fingerprints = self.keeper
+        self.barrier = Barrier(self.caches.by_plural(), list_uids=self._list_uids, clock=clock)
+        self.auditor = auditing.Auditor(
+            client=client,
+            caches=self.caches,
+            clock=clock,
+            wake=self.inbox.wake,
+            differs=lambda kind, n: metrics.CACHE_DIFFERENCES.labels(kind=kind).inc(n),
+        )
+        self.sweeper = Sweeper(
+            client=client,
+            writer=writer,
+            executor=self.executor,
+            caches=self.caches,
+            utcnow=utcnow,
+        )
+        self._slots = asyncio.Semaphore(STEPS_AT_ONCE)
+        self._jobs = self._periodics(admin)
+        self.waker = Waker(
+            caches=self.caches,
+            wake=self.inbox.wake,
+            wake_needing=self._wake_needing,
+            replan=self.fleet.ask,
+            run=self._run_job,
+            relisted=self._relisted,
+            settings=settings,
+        )
+
+    def _periodics(self, admin: AdminClient) -> dict[str, Periodic]:
+        world, replan = self.world, self.fleet.ask
+        routes = RoutesKeeper(caches=self.caches, executor=self.executor, settings=self.settings)
+        workers = pollers.WorkerPoller(world, admin, wake=self.inbox.wake)
+        gateways = pollers.GatewayPoller(world, admin, wake=self.inbox.wake, replan=replan)
+        prices = pollers.PricePoller(
+            world,
+            self._client,
+            replan=replan,
+            wake_all=self.inbox.wake_all,
+            invalid=self._price_book_invalid,
+        )
+        foreign = pollers.ForeignPoller(world, self._client, replan=replan)
+        jitter = 1 + 0.1 * self._random.uniform(-1, 1)
+        table: list[tuple[str, Callable[[], Any], float]] = [
+            ("routes", routes.step, 600.0),
+            ("fingerprints", self.keeper.step, 60.0),
+            ("workers", workers.step, pollers.WORKERS_SECONDS),
+            ("gateways", gateways.step, pollers.GATEWAYS_SECONDS),
+            ("prices", prices.step, pollers.PRICES_SECONDS),
+            ("foreign", foreign.step, pollers.FOREIGN_SECONDS),
+            ("audit", self.auditor.step, auditing.INTENTS_SECONDS * jitter),
+            ("sweep", self.sweeper.step, SWEEP_SECONDS),
+            ("release", self.sweeper.release_stuck, _RELEASE_SECONDS),
+        ]
+        return {
+            name: Periodic(
+                name,
+                step,
+                every_seconds=every,
+                gate=self.barrier.wait,
+                beat=self.beats.job,
+            )
+            for name, step, every in table
+        }
+
+    # For handlers.
+
+    def event(self, plural: str, kind: str | None, body: Mapping[str, Any]) -> None:
+        """Take a watch event in and wake whom it concerns."""
+        self.waker.event(plural, kind, body, past_barrier=self.barrier.passed)
+
+    async def run_intent(self, uid: str, *, stopped: Callable[[], bool]) -> None:
+        """Run the loop of one intent until it is deleted or the process stops."""
+        await self.barrier.wait()
+        record = self.caches.inferenceintents.by_uid(uid)
+        if record is not None:
+            self.beats.names[uid] = f"{record.namespace}/{record.name}"
+        try:
+            await run_loop(
+                key=uid,
+                inbox=self.inbox,
+                step=lambda: self._step(uid),
+                slots=self._slots,
+                clock=self._clock,
+                jitter=lambda: self._random.uniform(-1, 1),
+                stopped=stopped,
+                heart_beat=self.beats.beat,
+            )
+        finally:
+            self.beats.drop(uid)
+            self.executor.forget(uid)
+            self.keeper.forget(uid)
+            self.world.shown.pop(uid, None)
+
+    async def run(self) -> None:
+        """Run everything but the objects' loops; ends only with an exception."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._open_barrier())
+            group.create_task(self.fleet.run())
+            for job in self._jobs.values():
+                group.create_task(job.run())
+
+    async def drain(self, *, timeout_seconds: float) -> None:
+        """Wake nobody any more and wait for the steps in flight."""
+        self.inbox.close()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.inbox.emptied()
+        except TimeoutError:
+            _log.warning("drain_timed_out", loops=len(self.inbox.keys()))
+        self.fleet.close()
+
+    # Inside.
+
+    async def _open_barrier(self) -> None:
+        await self.barrier.run(retryable=_LIST_ERRORS)
+        gc.collect()
+        # What the caches hold lives long; the collector need not walk it again and again.
+        gc.freeze()
+        _log.info(
+            "barrier_passed",
+            seconds=round(self._clock() - self._started, 3),
+            objects={name: len(cache) for name, cache in self.caches.by_plural().items()},
+        )
+        self.fleet.ask()
+
+    async def _list_uids(self, plural: str) -> frozenset[str] | None:
+        resource = next(r for r in WATCHED if r.plural == plural)
+        try:
+            return await auditing.list_uids(self._client, resource)
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def _step(self, uid: str) -> Outcome:
+        record = self.caches.inferenceintents.by_uid(uid)
+        if record is None or record.deleting:
+            # No I/O here: the finalizer waits for this. Leftovers are swept.
+            return Outcome(ended=True)
+        observed = gather(record, world=self.world)
+        plan = decide(observed, settings=self.settings)
+        outcome = await self.executor.execute(plan, subject=record)
+        self._first_round()
+        return outcome
+
+    def _first_round(self) -> None:
+        if self._cold and all(
+            self.beats.stepped(r.uid) for r in self.caches.inferenceintents if not r.deleting
+        ):
+            self._cold = False
+            metrics.COLD_START.set(self._clock() - self._started)
+
+    async def _snapshot(self) -> FleetSnapshot:
+        world = self.world
+        return fleet_snapshot(
+            self.caches,
+            loads=world.loads,
+            settings=self.settings,
+            surroundings=Surroundings(
+                prices=world.prices,
+                capabilities=world.capabilities,
+                foreign=world.foreign,
+                gateway_overhead_us=world.gateway_overhead_us,
+            ),
+        )
+
+    def _planned(self, before: Planned, after: Planned) -> None:
+        """Wake whose plan is new, and everybody if planning began or ceased to fail."""
+        everybody = before.problem != after.problem
+        for uid in before.by_uid.keys() | after.by_uid.keys():
+            if everybody or before.by_uid.get(uid) != after.by_uid.get(uid):
+                self.inbox.wake(uid, "plan")
+        self._run_job("fingerprints")
+
+    def _wake_needing(self, key: str) -> None:
+        for uid, plan in self.fleet.current.by_uid.items():
+            if any(need.key == key for need in plan.needs):
+                self.inbox.wake(uid, "fingerprint")
+
+    def _run_job(self, name: str) -> None:
+        self._jobs[name].wake()
+
+    def _relisted(self, plural: str) -> None:
+        self.auditor.relisted(plural)
+        self._run_job("audit")
+
+    async def _price_book_invalid(self, body: Mapping[str, Any], problem: str) -> None:
+        meta = body.get("metadata") or {}
+        manifest = event(
+            regarding={
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "namespace": self.settings.system_namespace,
+                "name": pollers.PRICES_NAME,
+                "uid": str(meta.get("uid") or ""),
+            },
+            reason="PriceBookInvalid",
+            note=problem,
+            warning=True,
+            action="ReadPrices",
+            occasion=str(meta.get("resourceVersion") or ""),
+            controller=self._writer.manager,
+            instance=self.settings.pod_name,
+            at=self._utcnow(),
+        )
+        try:
+            await self._writer.post_event(manifest)
+        except Exception as error:
+            fault = classify(error)
+            if fault is None:
+                raise
+            _log.warning("event_not_posted", reason="PriceBookInvalid", error=fault.message)
+
+    def before_scrape(self) -> None:
+        """Set the gauges that are computed from what is known."""
+        metrics.OLDEST_TICK.labels(kind="InferenceIntent").set(self.beats.oldest_seconds())
+        publish(self.caches.inferenceintents)

@@ -1,0 +1,290 @@
+"""What no watch tells: workers' states, gateways' observations, prices, others' pods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import yaml
+
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL, NAME_LABEL, PART_OF_LABEL
+from trimtab.kube.resources import CONFIG_MAP, POD
+from trimtab.observe.intents import Shown
+from trimtab.observe.quantities import QuantityError, byte_count, millicores
+from trimtab.observe.traffic import FEWEST_REQUESTS, Traffic, merge, two_digits
+from trimtab.observe.workers import SERVING_STATES, AdminClient, WorkerState, parse_state
+from trimtab.planning.prices import PriceBookInvalidError, parse_price_book
+from trimtab.reconcile.snapshot import declared_load, parse_intent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from trimtab.kube.client import KubeClient
+    from trimtab.observe.records import IntentRecord, PodRecord
+    from trimtab.reconcile.world import World
+
+_log = structlog.get_logger(__name__)
+
+WORKERS_SECONDS: Final = 15.0
+LOADING_SECONDS: Final = 1.0
+GATEWAYS_SECONDS: Final = 15.0
+PRICES_SECONDS: Final = 15.0
+FOREIGN_SECONDS: Final = 300.0
+SHOWN_SECONDS: Final = 60.0
+PRICES_NAME: Final = "trimtab-prices"
+PRICES_KEY: Final = "prices.yaml"
+_OVERHEAD_STEP_US: Final = 500
+
+
+def component_pods(world: World, component: str) -> list[PodRecord]:
+    """Return the running pods of a component that have an address, sorted by name."""
+    found = [
+        pod
+        for pod in world.caches.pods
+        if pod.labels.get(COMPONENT_LABEL) == component
+        and pod.labels.get(NAME_LABEL) == "trimtab"
+        and pod.address
+        and pod.running
+        and not pod.deleting
+    ]
+    return sorted(found, key=lambda p: (p.namespace, p.name))
+
+
+class WorkerPoller:
+    """Asks every worker for its state; wakes the intent whose worker says something new."""
+
+    def __init__(
+        self, world: World, admin: AdminClient, *, wake: Callable[[str, str], None]
+    ) -> None:
+        self._world = world
+        self._admin = admin
+        self._wake = wake
+
+    async def step(self) -> float:
+        """Poll once; soon again while a worker loads."""
+        pods = component_pods(self._world, "worker")
+        answers = await self._admin.get_all([(p.uid, p.address) for p in pods], "/-/state")
+        states = self._world.worker_states
+        loading = False
+        for pod in pods:
+            document = answers[pod.uid]
+            if document is None:
+                # Silence is no news: readiness says whether the pod serves.
+                loading = loading or not pod.ready
+                continue
+            state = parse_state(pod.uid, document)
+            loading = loading or not _settled(state)
+            if states.get(pod.uid) != state:
+                states[pod.uid] = state
+                for owner in pod.owner_uids:
+                    self._wake(owner, "worker")
+        alive = {pod.uid for pod in self._world.caches.pods}
+        for uid in [uid for uid in states if uid not in alive]:
+            del states[uid]
+        return LOADING_SECONDS if loading else WORKERS_SECONDS
+
+
+def _settled(state: WorkerState) -> bool:
+    return bool(state.models) and all(
+        m.state in SERVING_STATES or m.state == "Failed" for m in state.models
+    )
+
+
+class GatewayPoller:
+    """Asks every gateway replica what it saw; keeps loads and the figures that statuses show."""
+
+    def __init__(
+        self,
+        world: World,
+        admin: AdminClient,
+        *,
+        wake: Callable[[str, str], None],
+        replan: Callable[[], None],
+    ) -> None:
+        self._world = world
+        self._admin = admin
+        self._wake = wake
+        self._replan = replan
+        self._shown_at: dict[str, float] = {}
+
+    async def step(self) -> None:
+        """Poll once."""
+        world = self._world
+        pods = component_pods(world, "gateway")
+        answers = await self._admin.get_all([(p.uid, p.address) for p in pods], "/-/observed")
+        documents = [d for d in answers.values() if d is not None]
+        answered = bool(documents)
+        changed = answered != world.gateway_answers
+        world.gateway_answers = answered
+        if changed:
+            _log.info("gateways_answer" if answered else "gateways_silent", replicas=len(pods))
+            for record in world.caches.inferenceintents:
+                self._wake(record.uid, "gateway")
+        if not answered:
+            return
+        world.traffic = merge(documents)
+        overheads = [t.overhead_ms for t in world.traffic.values() if t.overhead_ms is not None]
+        if overheads:
+            # Coarse on purpose: it is an input of plans, and plans should not follow noise.
+            median = sorted(overheads)[len(overheads) // 2] * 1000
+            world.gateway_overhead_us = round(median / _OVERHEAD_STEP_US) * _OVERHEAD_STEP_US
+        replan = False
+        for record in world.caches.inferenceintents:
+            traffic = world.traffic.get(f"{record.namespace}/{record.name}")
+            if traffic is not None:
+                replan = self._take(record, traffic) or replan
+        if replan:
+            self._replan()
+
+    def _take(self, record: IntentRecord, traffic: Traffic) -> bool:
+        world, now = self._world, self._world.clock()
+        before = self._shown_at.get(record.uid)
+        rest = world.settings.policy_seconds(SHOWN_SECONDS)
+        if before is None or now - before >= rest:
+            old = world.shown_of(record.uid)
+            time = world.utcnow().strftime("%Y-%m-%dT%H:%M:%SZ")
+            new = shown(record, traffic, before=old, time=time)
+            if new != old:
+                world.shown[record.uid] = new
+                self._shown_at[record.uid] = now
+                self._wake(record.uid, "observed")
+        try:
+            declared = declared_load(parse_intent(record))
+        except ValueError:
+            return False
+        planned = world.loads.of(record.uid) or declared
+        return world.loads.update(record.uid, planned=planned, traffic=traffic, now=now)
+
+
+def shown(record: IntentRecord, traffic: Traffic, *, before: Shown, time: str) -> Shown:
+    """Return the figures for a status; `before` itself where no rounded figure differs."""
+    targets: Mapping[str, Any] = record.spec.get("targets") or {}
+    percentile = int(targets.get("percentile") or 95)
+    figures: dict[str, str | int] = {
+        "percentile": percentile,
+        "requestsPerSecond": two_digits(traffic.requests_per_second),
+    }
+    for field, samples in (
+        ("timeToFirstTokenMilliseconds", traffic.ttft_ms),
+        ("timePerOutputTokenMilliseconds", traffic.tpot_ms),
+    ):
+        value = traffic.percentile(samples, percentile)
+        if value is not None:
+            figures[field] = two_digits(value)
+    for field, mean in (
+        ("promptTokens", traffic.prompt_tokens),
+        ("outputTokens", traffic.output_tokens),
+    ):
+        if mean is not None:
+            figures[field] = round(float(two_digits(mean)))
+    if traffic.requests:
+        figures["errorPermille"] = round(
+            float(two_digits(1000 * traffic.errors / traffic.requests))
+        )
+    old = {k: v for k, v in before.figures.items() if k != "lastObservationTime"}
+    enough = traffic.requests >= FEWEST_REQUESTS
+    if old == figures and before.enough == enough:
+        return before
+    return Shown(figures=figures | {"lastObservationTime": time}, enough=enough)
+
+
+class PricePoller:
+    """Reads the price book; a bad one leaves the last valid one in force."""
+
+    def __init__(
+        self,
+        world: World,
+        client: KubeClient,
+        *,
+        replan: Callable[[], None],
+        wake_all: Callable[[str], None],
+        invalid: Callable[[Mapping[str, Any], str], Any],
+    ) -> None:
+        """Prepare; `invalid` is awaited with the ConfigMap and the problem, once per problem."""
+        self._world = world
+        self._client = client
+        self._replan = replan
+        self._wake_all = wake_all
+        self._invalid = invalid
+        self._text: str | None = None
+
+    async def step(self) -> None:
+        """Read once."""
+        world = self._world
+        body = await self._client.get(
+            CONFIG_MAP, namespace=world.settings.system_namespace, name=PRICES_NAME
+        )
+        text = str(((body or {}).get("data") or {}).get(PRICES_KEY) or "")
+        if text == self._text:
+            return
+        try:
+            prices = parse_price_book(yaml.safe_load(text))
+        except (yaml.YAMLError, PriceBookInvalidError) as error:
+            problem = (
+                f"ConfigMap {world.settings.system_namespace}/{PRICES_NAME}, key {PRICES_KEY}: "
+                f"{error} The last valid prices stay in force."
+            )
+            _log.warning("price_book_invalid", problem=problem)
+            world.price_problem = problem
+            await self._invalid(body or {}, problem)
+        else:
+            world.price_problem = ""
+            if prices != world.prices:
+                world.prices = prices
+                self._replan()
+        self._text = text
+        self._wake_all("prices")
+
+
+class ForeignPoller:
+    """Sums what others' pods request per node; slow, for it lists every pod of the cluster."""
+
+    def __init__(self, world: World, client: KubeClient, *, replan: Callable[[], None]) -> None:
+        self._world = world
+        self._client = client
+        self._replan = replan
+
+    async def step(self) -> None:
+        """List once."""
+        used: dict[str, tuple[int, int]] = {}
+        async for pod in self._client.items(
+            POD, field_selector="status.phase!=Succeeded,status.phase!=Failed"
+        ):
+            node = (pod.get("spec") or {}).get("nodeName")
+            labels = (pod.get("metadata") or {}).get("labels") or {}
+            component = labels.get(COMPONENT_LABEL)
+            ours = labels.get(PART_OF_LABEL) == "trimtab" and component in (
+                "worker",
+                "inspection",
+                "fingerprint",
+            )
+            if not node or ours:
+                continue
+            cpu, memory = requests(pod.get("spec") or {})
+            before = used.get(node, (0, 0))
+            used[node] = (before[0] + cpu, before[1] + memory)
+        if used != self._world.foreign:
+            self._world.foreign = used
+            self._replan()
+
+
+def requests(spec: Mapping[str, Any]) -> tuple[int, int]:
+    """Return a pod's requests as millicores and bytes: containers summed, init containers at most."""
+    running = _sum(c for c in spec.get("containers") or ())
+    starting = [_sum([c]) for c in spec.get("initContainers") or ()]
+    return (
+        max([running[0], *(s[0] for s in starting)]),
+        max([running[1], *(s[1] for s in starting)]),
+    )
+
+
+def _sum(containers: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    cpu = memory = 0
+    for container in containers:
+        asked = (container.get("resources") or {}).get("requests") or {}
+        try:
+            cpu += millicores(asked.get("cpu", "0"))
+            memory += byte_count(asked.get("memory", "0"))
+        except QuantityError:
+            continue
+    return cpu, memory

@@ -1,0 +1,291 @@
+"""The fleet's snapshot from the caches: what exists, in the planner's own values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+
+from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL
+from trimtab.observe.inspections import INSPECTION_KEY, ModelFacts, parse_verdict
+from trimtab.planning.fingerprint import FingerprintInvalidError, parse
+from trimtab.planning.prices import PriceBook
+from trimtab.planning.snapshot import (
+    Assignment,
+    Constraints,
+    CpuPool,
+    EngineCapabilities,
+    FleetSnapshot,
+    IntentView,
+    Load,
+    Targets,
+)
+from trimtab.reconcile.inferenceintent import jobs
+from trimtab.reconcile.inferenceintent.rollout import of_annotations
+from trimtab.reconcile.labels import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trimtab.observe.caches import Caches
+    from trimtab.observe.loads import LoadBook
+    from trimtab.observe.records import IntentRecord, NodeRecord
+    from trimtab.planning.fingerprint import Fingerprint
+    from trimtab.settings import Settings
+
+FINGERPRINT_KEY: Final = "fingerprint.json"
+_ASSUMED_PROMPT, _ASSUMED_OUTPUT = 1024, 256
+_STEP_MILLICORES: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the caches do not hold."""
+
+    prices: PriceBook = field(default_factory=PriceBook)
+    capabilities: EngineCapabilities
+    foreign: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Requests of others' pods by node: millicores and bytes."""
+    ages: Mapping[str, int] = field(default_factory=dict)
+    """Seconds that each intent's configuration is in force, by uid."""
+    gateway_overhead_us: int = 0
+
+
+def fleet_snapshot(
+    caches: Caches, *, loads: LoadBook, settings: Settings, surroundings: Surroundings
+) -> FleetSnapshot:
+    """Return the snapshot; everything is sorted, so equal states give equal snapshots."""
+    views = []
+    for record in sorted(caches.inferenceintents, key=lambda r: r.uid):
+        view = _view(record, caches, loads=loads, settings=settings)
+        if view is not None:
+            views.append(view)
+    return FleetSnapshot(
+        intents=tuple(views),
+        pools=_pools(caches, settings=settings, surroundings=surroundings),
+        capabilities=surroundings.capabilities,
+        fingerprints=fingerprints(caches, settings=settings),
+        prices=surroundings.prices,
+        assignments=_assignments(caches, ages=surroundings.ages),
+        gateway_overhead_us=surroundings.gateway_overhead_us,
+    )
+
+
+def parse_intent(record: IntentRecord) -> InferenceIntent:
+    """Return the typed object of a record.
+
+    Raises:
+        pydantic.ValidationError: It was stored under another schema.
+    """
+    return InferenceIntent.from_cluster(
+        {
+            "apiVersion": "trimtab.dev/v1alpha1",
+            "kind": "InferenceIntent",
+            "metadata": {
+                "name": record.name,
+                "namespace": record.namespace,
+                "uid": record.uid,
+                "generation": record.generation,
+            },
+            "spec": record.spec,
+        }
+    )
+
+
+def facts_of(
+    record: IntentRecord, intent: InferenceIntent, caches: Caches, *, settings: Settings
+) -> ModelFacts | None:
+    """Return what the inspection of the intent's present source found, None before that."""
+    owner = Owner(namespace=record.namespace, name=record.name, uid=record.uid)
+    source = jobs.source_digest(intent.spec.model.source)
+    kept = caches.configmaps.get(settings.system_namespace, jobs.facts_name(owner, source=source))
+    if kept is None:
+        return None
+    verdict = parse_verdict(kept.data.get(INSPECTION_KEY, ""))
+    return verdict if isinstance(verdict, ModelFacts) else None
+
+
+def declared_load(intent: InferenceIntent) -> Load | None:
+    """Return the load that the intent declares, None without one or with a rate of 0."""
+    load = intent.spec.load
+    if load is None or Decimal(load.requests_per_second) == 0:
+        return None
+    return Load(
+        requests_per_second=float(load.requests_per_second),
+        prompt_tokens=load.prompt_tokens or _ASSUMED_PROMPT,
+        output_tokens=load.output_tokens or _ASSUMED_OUTPUT,
+    )
+
+
+def _view(
+    record: IntentRecord, caches: Caches, *, loads: LoadBook, settings: Settings
+) -> IntentView | None:
+    if record.deleting:
+        return None
+    try:
+        intent = parse_intent(record)
+    except ValueError:
+        return None
+    facts = facts_of(record, intent, caches, settings=settings)
+    if facts is None:
+        # Nothing can be planned for it, and it should not make other intents' snapshots differ.
+        return None
+    spec = intent.spec
+    return IntentView(
+        uid=record.uid,
+        namespace=record.namespace,
+        name=record.name,
+        generation=record.generation,
+        created_seconds=_epoch(record.created),
+        model=facts.model,
+        objective=spec.objective.value,
+        targets=_targets(intent),
+        load=loads.of(record.uid) or declared_load(intent),
+        constraints=_constraints(intent),
+        sharing=spec.sharing.value,
+        infeasible=spec.infeasible.value,
+        priority=spec.priority,
+    )
+
+
+def _epoch(text: str) -> int:
+    try:
+        return int(datetime.fromisoformat(text).astimezone(UTC).timestamp())
+    except ValueError:
+        return 0
+
+
+def _micro(money: str | None) -> int | None:
+    return None if money is None else int(Decimal(money) * 1_000_000)
+
+
+def _targets(intent: InferenceIntent) -> Targets:
+    targets = intent.spec.targets
+    if targets is None:
+        return Targets()
+    ttft = targets.time_to_first_token_milliseconds
+    tpot = targets.time_per_output_token_milliseconds
+    return Targets(
+        ttft_us=None if ttft is None else ttft * 1000,
+        tpot_us=None if tpot is None else tpot * 1000,
+        percentile=targets.percentile or 95,
+        cost_per_hour_micro_usd=_micro(targets.cost_per_hour),
+        cost_per_million_output_tokens_micro_usd=_micro(targets.cost_per_million_output_tokens),
+    )
+
+
+def _constraints(intent: InferenceIntent) -> Constraints:
+    given = intent.spec.constraints
+    if given is None:
+        return Constraints()
+    return Constraints(
+        gpu_products=given.gpu_products,
+        precisions=tuple(p.value for p in given.precisions) if given.precisions else None,
+        tensor_parallel_sizes=given.tensor_parallel_sizes,
+        pipeline_parallel_sizes=given.pipeline_parallel_sizes,
+        min_replicas=given.min_replicas,
+        max_replicas=given.max_replicas,
+    )
+
+
+def _pools(
+    caches: Caches, *, settings: Settings, surroundings: Surroundings
+) -> tuple[CpuPool, ...]:
+    models = cpu_models(caches)
+    usual = Counter(models.values()).most_common(1)
+    pools = []
+    for node in sorted(caches.nodes, key=lambda n: n.name):
+        if not usable(node, settings=settings):
+            continue
+        millicores, memory = surroundings.foreign.get(node.name, (0, 0))
+        # Others' use is rounded up: a pod of 10 millicores more is no reason to plan anew.
+        used = -(-millicores // _STEP_MILLICORES) * _STEP_MILLICORES
+        free = node.allocatable_millicores - used - settings.cpu_reserve_millicores
+        pools.append(
+            CpuPool(
+                node=node.name,
+                cpu_model=node.cpu_model
+                or models.get(node.name, "")
+                or (usual[0][0] if usual else ""),
+                millicores=max(0, free),
+                memory_bytes=max(0, node.allocatable_bytes - memory),
+            )
+        )
+    return tuple(pools)
+
+
+def usable(node: NodeRecord, *, settings: Settings) -> bool:
+    """Whether pods with podDefaults may run on a node."""
+    defaults = settings.pod_defaults
+    matches = all(node.labels.get(k) == v for k, v in defaults.nodeSelector.items())
+    tolerated = all(
+        any(_tolerates(toleration, taint) for toleration in defaults.tolerations)
+        for taint in node.taints
+        # What node conditions put on shows in `ready` and `cordoned` as well.
+        if not taint[0].startswith("node.kubernetes.io/")
+    )
+    return node.ready and not node.cordoned and matches and tolerated
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: tuple[str, str, str]) -> bool:
+    key, value, effect = taint
+    if toleration.get("effect") not in (None, "", effect):
+        return False
+    if toleration.get("operator", "Equal") == "Exists":
+        return toleration.get("key", "") in ("", key)
+    return toleration.get("key") == key and toleration.get("value", "") == value
+
+
+def cpu_models(caches: Caches) -> dict[str, str]:
+    """Return CPU models by node, as inspection Jobs found them."""
+    found: dict[str, str] = {}
+    for record in caches.configmaps:
+        if INSPECTION_KEY not in record.data:
+            continue
+        node = record.annotations.get(jobs.NODE_ANNOTATION)
+        verdict = parse_verdict(record.data[INSPECTION_KEY])
+        if node and isinstance(verdict, ModelFacts) and verdict.cpu_model:
+            found[node] = verdict.cpu_model
+    return found
+
+
+def fingerprints(caches: Caches, *, settings: Settings) -> tuple[Fingerprint, ...]:
+    """Return every valid fingerprint of the system namespace, sorted by name."""
+    found = []
+    for record in sorted(caches.configmaps, key=lambda r: r.name):
+        measured = record.labels.get(COMPONENT_LABEL) == "fingerprint"
+        if record.namespace != settings.system_namespace or not measured:
+            continue
+        try:
+            found.append(parse(record.data.get(FINGERPRINT_KEY, "")))
+        except FingerprintInvalidError:
+            continue
+    return tuple(found)
+
+
+def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment, ...]:
+    found = []
+    for intent in sorted(caches.inferenceintents, key=lambda r: r.uid):
+        for deployment in caches.deployments.owned_by(intent.uid):
+            rollout = of_annotations(deployment.annotations)
+            if rollout is None or deployment.deleting:
+                continue
+            nodes = Counter(
+                pod.node
+                for pod in caches.pods.owned_by(intent.uid)
+                if pod.node and pod.labels.get(COMPONENT_LABEL) == "worker" and not pod.deleting
+            )
+            found.append(
+                Assignment(
+                    intent_uid=intent.uid,
+                    config=rollout.config,
+                    replicas=deployment.replicas,
+                    nodes=tuple(sorted(nodes.items())),
+                    generation=rollout.generation,
+                    age_seconds=ages.get(intent.uid, 0),
+                )
+            )
+    return tuple(found)

@@ -1,0 +1,117 @@
+"""From a watch event to the loops, keepers and plans that it concerns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from trimtab.observe.cache import Change
+    from trimtab.observe.caches import Caches
+    from trimtab.observe.records import Record
+    from trimtab.settings import Settings
+
+_FINGERPRINT_KINDS: Final = frozenset({"jobs", "pods", "configmaps"})
+
+
+class Waker:
+    """Stores an event and wakes; cheap, because it runs for every event of the cluster."""
+
+    def __init__(
+        self,
+        *,
+        caches: Caches,
+        wake: Callable[[str, str], None],
+        wake_needing: Callable[[str], None],
+        replan: Callable[[], None],
+        run: Callable[[str], None],
+        relisted: Callable[[str], None],
+        settings: Settings,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            caches: Where events are stored.
+            wake: Wakes a loop by uid, with a cause.
+            wake_needing: Wakes the intents that need a fingerprint, by its key.
+            replan: Asks for a fleet plan.
+            run: Runs a periodic job soon, by name.
+            relisted: Told of a kind that kopf listed again.
+            settings: Of the installation.
+        """
+        self._caches = caches
+        self._by_plural = caches.by_plural()
+        self._wake = wake
+        self._wake_needing = wake_needing
+        self._replan = replan
+        self._run = run
+        self._relisted = relisted
+        self._system = settings.system_namespace
+
+    def event(
+        self, plural: str, kind: str | None, body: Mapping[str, Any], *, past_barrier: bool
+    ) -> None:
+        """Take one event in."""
+        change = self._by_plural[plural].apply_event(kind, body)
+        if kind is None and past_barrier:
+            self._relisted(plural)
+        if change is None:
+            return
+        match plural:
+            case "inferenceintents":
+                self._intent(change)
+            case "nodes":
+                if _differs(change):
+                    self._replan()
+            case _:
+                self._child(plural, change)
+
+    def _intent(self, change: Change[Any]) -> None:
+        record, before = change.record, change.before
+        if change.after is None or record.deleting:
+            self._wake(record.uid, "deleted")
+            self._replan()
+            self._run("routes")
+            if change.after is None:
+                self._run("sweep")
+            return
+        if before is None or before.generation != record.generation:
+            self._wake(record.uid, "spec")
+            self._replan()
+            self._run("routes")
+        elif before.annotations != record.annotations:
+            self._wake(record.uid, "spec")
+        # A change of status alone is our own writing.
+
+    def _child(self, plural: str, change: Change[Any]) -> None:
+        record = change.record
+        for owner in record.owner_uids:
+            self._wake(owner, plural)
+        if plural == "services":
+            self._run("routes")
+        component = record.labels.get(COMPONENT_LABEL)
+        if component == "worker" and plural == "pods":
+            self._run("workers")
+        if record.namespace != self._system or plural not in _FINGERPRINT_KINDS:
+            return
+        if component == "fingerprint":
+            self._run("fingerprints")
+            self._wake_needing(_key(record))
+        if plural == "configmaps" and component in ("fingerprint", "inspection"):
+            # Something that plans are made from was read, measured, edited or removed.
+            self._replan()
+        if plural == "configmaps" and component == "routes":
+            self._run("routes")
+
+
+def _key(record: Record) -> str:
+    name = record.labels.get("batch.kubernetes.io/job-name") or record.name
+    return name.removeprefix("fp-")
+
+
+def _differs(change: Change[Any]) -> bool:
+    before, after = change.before, change.after
+    return before is None or after is None or before.fingerprint != after.fingerprint

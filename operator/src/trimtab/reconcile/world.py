@@ -1,0 +1,50 @@
+"""What all loops share: caches, the fleet's plan, and what pollers found out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trimtab.observe.intents import Shown
+from trimtab.observe.loads import LoadBook
+from trimtab.planning.prices import PriceBook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from trimtab.observe.caches import Caches
+    from trimtab.observe.traffic import Traffic
+    from trimtab.observe.workers import WorkerState
+    from trimtab.planning.snapshot import EngineCapabilities
+    from trimtab.reconcile.fingerprints import FingerprintKeeper
+    from trimtab.reconcile.fleet import FleetPlanner
+    from trimtab.settings import Settings
+
+
+@dataclass(slots=True)
+class World:
+    """Everything can be rebuilt from the cluster; a restart loses nothing but a little patience."""
+
+    settings: Settings
+    caches: Caches
+    clock: Callable[[], float]
+    utcnow: Callable[[], datetime]
+    capabilities: EngineCapabilities
+    loads: LoadBook = field(default_factory=LoadBook)
+    worker_states: dict[str, WorkerState] = field(default_factory=dict)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+    """By `namespace/name` of the intent."""
+    shown: dict[str, Shown] = field(default_factory=dict)
+    """By uid of the intent."""
+    gateway_answers: bool = False
+    gateway_overhead_us: int = 0
+    prices: PriceBook = field(default_factory=PriceBook)
+    price_problem: str = ""
+    foreign: dict[str, tuple[int, int]] = field(default_factory=dict)
+    fleet: FleetPlanner = field(init=False)
+    fingerprints: FingerprintKeeper = field(init=False)
+
+    def shown_of(self, uid: str) -> Shown:
+        """Return the observed figures of an intent as its status shows them."""
+        return self.shown.get(uid, Shown())
