@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -18,6 +18,9 @@ from trimtab_workers.engine.errors import (
 )
 from trimtab_workers.engine.types import Output, Request, TokenLogprob
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 
 class FakeTokenizer:
     """One token per word; ids are word lengths, since nobody here reads them back."""
@@ -29,8 +32,9 @@ class FakeTokenizer:
     def decode(self, token_ids: list[int]) -> str:
         return " ".join("x" * token for token in token_ids)
 
-    def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
-        return " ".join(f"<{m['role']}> {m['content']}" for m in messages) + " <assistant>"
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        text = " ".join(f"<{m['role']}> {m['content']}" for m in messages)
+        return self.encode(f"{text} <assistant>", add_special_tokens=False)
 
 
 @dataclass

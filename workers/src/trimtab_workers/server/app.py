@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -13,43 +12,20 @@ from prometheus_client import exposition
 from trimtab_workers.engine.errors import ConfigError, EngineError
 from trimtab_workers.server.fields import Fields, invalid
 from trimtab_workers.server.generate import Generation, in_thread_if_long, json_body, to_api_error
-from trimtab_workers.web.errors import ApiError, from_http
-from trimtab_workers.web.listeners import MAX_BODY_BYTES
+from trimtab_workers.web.errors import ApiError, Handler, openai_errors
+from trimtab_workers.web.listeners import MAX_BODY_BYTES, InFlight
 
 if TYPE_CHECKING:
-    from trimtab_workers.server.slot import EngineSlot, InFlight
+    from trimtab_workers.server.slot import EngineSlot
 
 log = logging.getLogger(__name__)
 
 RELOAD_POLL_SECONDS: Final = 1.0
 RELOAD_GIVE_UP_SECONDS: Final = 180.0
-_REQUEST_ID: Final = "X-Request-Id"
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@web.middleware
-async def as_openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every failure into an OpenAI error object; keep the caller's request id."""
-    try:
-        response = await handler(request)
-    except ApiError as error:
-        response = error.response()
-    except EngineError as error:
-        response = to_api_error(error).response()
-    except web.HTTPException as error:
-        response = from_http(error, method=request.method, path=request.path).response()
-    except ConnectionResetError:
-        raise
-    except Exception:
-        log.exception("request_failed", extra={"path": request.path})
-        response = ApiError(
-            500,
-            "The server failed on this request. This is a bug: please report it with the log.",
-            code="internal_error",
-        ).response()
-    if not response.prepared and _REQUEST_ID in request.headers:
-        response.headers[_REQUEST_ID] = request.headers[_REQUEST_ID]
-    return response
+def _engine_error(error: Exception) -> ApiError | None:
+    return to_api_error(error) if isinstance(error, EngineError) else None
 
 
 def metrics_handler(slot: EngineSlot) -> Handler:
@@ -79,7 +55,9 @@ def public_app(slot: EngineSlot, *, in_flight: InFlight, version: str) -> web.Ap
                 response.force_close()
             return response
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[counted, as_openai_errors])
+    app = web.Application(
+        client_max_size=MAX_BODY_BYTES, middlewares=[counted, openai_errors(_engine_error)]
+    )
     app.add_routes(
         [
             web.post("/v1/chat/completions", generation.chat),
@@ -237,7 +215,7 @@ def admin_app(slot: EngineSlot, *, reloads: Reloads, version: str) -> web.Applic
         document = await asyncio.to_thread(engine.state)
         return web.json_response(document | {"draining": slot.draining})
 
-    app = web.Application(middlewares=[as_openai_errors])
+    app = web.Application(middlewares=[openai_errors(_engine_error)])
     app.add_routes([web.get("/-/state", state), web.post("/-/reload", reloads.post)])
     return app
 

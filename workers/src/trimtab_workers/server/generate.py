@@ -16,7 +16,7 @@ from trimtab_workers.engine.errors import EngineError, InvalidRequestError
 from trimtab_workers.engine.types import Output, Request, SamplingParams
 from trimtab_workers.server.parse import Sampling, parse_chat, parse_completion
 from trimtab_workers.server.replies import DONE, Choice, Reply, dump, event, usage_of
-from trimtab_workers.web.errors import ApiError
+from trimtab_workers.web.errors import REQUEST_ID, ApiError, request_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -67,11 +67,9 @@ class Generation:
         tokenizer = engine.tokenizer(call.sampling.model)
         size = sum(len(message["content"]) for message in call.messages)
 
-        def encode() -> tuple[int, ...]:
-            text = tokenizer.apply_chat_template(list(call.messages))
-            return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-        ids = await in_thread_if_long(encode, size=size)
+        ids = await in_thread_if_long(
+            lambda: tuple(tokenizer.apply_chat_template(call.messages)), size=size
+        )
         prepared = _prepare("chat", call.sampling, [ids], arrival=arrival)
         return await self._answer(request, engine, prepared)
 
@@ -114,7 +112,7 @@ async def _stream(
     merged: AsyncIterator[tuple[int, Output]],
 ) -> web.StreamResponse:
     """Stream; an error before the first output is still a plain HTTP error."""
-    response = web.StreamResponse(headers=STREAM_HEADERS)
+    response = web.StreamResponse(headers=STREAM_HEADERS | {REQUEST_ID: request_id(request)})
     try:
         async for index, output in merged:
             choice = choices[index]

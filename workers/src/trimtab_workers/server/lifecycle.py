@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab_workers.server.app import Reloads, admin_app, metrics_app, public_app
-from trimtab_workers.server.slot import EngineSlot, InFlight, ServedEngine
-from trimtab_workers.web.listeners import Listeners, StopSignals, wait_or_forced
+from trimtab_workers.server.slot import EngineSlot, ServedEngine
+from trimtab_workers.web.listeners import InFlight, Listeners, StopSignals, wait_or_forced
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trimtab_workers.web.errors import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
 
@@ -31,12 +31,12 @@ class Tokenizer(Protocol):
         """Return token ids."""
         ...
 
-    def decode(self, token_ids: list[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids."""
         ...
 
-    def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
-        """Return the prompt text of a conversation, opened for the assistant's turn."""
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the token ids of a conversation, opened for the assistant's turn."""
         ...
 
 
@@ -121,25 +121,3 @@ class EngineSlot:
         """End the engine's thread and free its memory."""
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop)
-
-
-class InFlight:
-    """Counts requests, so that a drain can wait for the last one."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def __enter__(self) -> None:
-        self.count += 1
-        self._idle.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self.count -= 1
-        if not self.count:
-            self._idle.set()
-
-    def idle(self) -> Awaitable[object]:
-        """Wait until no request is in flight."""
-        return self._idle.wait()

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import re
+import uuid
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Middleware
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 INVALID_REQUEST: Final = "invalid_request_error"
 SERVER_ERROR: Final = "server_error"
@@ -88,3 +99,69 @@ def from_http(error: web.HTTPException, *, method: str, path: str) -> ApiError:
             413, "The request body is larger than 4 MiB; shorten it.", code="request_too_large"
         )
     return ApiError(error.status, error.reason, code=error.reason.lower().replace(" ", "_"))
+
+
+REQUEST_ID: Final = "X-Request-Id"
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
+_ID_KEY: Final = web.RequestKey("request_id", str)
+
+
+def request_id(request: web.Request) -> str:
+    """Return the caller's `X-Request-Id` if it is sane, else one of our own."""
+    known = request.get(_ID_KEY)
+    if known is None:
+        given = request.headers.get(REQUEST_ID, "")
+        known = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        request[_ID_KEY] = known
+    return known
+
+
+def nothing_more(_: Exception) -> ApiError | None:
+    """Translate no further exceptions."""
+    return None
+
+
+def openai_errors(
+    translate: Callable[[Exception], ApiError | None] = nothing_more,
+) -> Middleware:
+    """Return the middleware that turns every failure into an OpenAI error object.
+
+    Args:
+        translate: Turns a package's own exceptions into an `ApiError`, or returns None.
+    """
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except (ConnectionResetError, web.HTTPMove):
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug must not end as an HTML page
+            response = _as_api_error(error, request, translate).response()
+        if not response.prepared:
+            response.headers.setdefault(REQUEST_ID, request_id(request))
+        return response
+
+    return middleware
+
+
+def _as_api_error(
+    error: Exception, request: web.Request, translate: Callable[[Exception], ApiError | None]
+) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, web.HTTPException):
+        return from_http(error, method=request.method, path=request.path)
+    translated = translate(error)
+    if translated is not None:
+        return translated
+    log.error(
+        "request_failed",
+        exc_info=error,
+        extra={"path": request.path, "request_id": request_id(request)},
+    )
+    return ApiError(
+        500,
+        "The server failed on this request. This is a bug: please report it with the log.",
+        code="internal_error",
+    )

@@ -82,6 +82,28 @@ class Listeners:
         await self._stack.aclose()
 
 
+class InFlight:
+    """Counts requests, so that a drain can wait for the last one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self._idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        if not self.count:
+            self._idle.set()
+
+    def idle(self) -> Awaitable[object]:
+        """Wait until no request is in flight."""
+        return self._idle.wait()
+
+
 async def wait_or_forced(
     work: Awaitable[object], *, stop: StopSignals, timeout_seconds: float
 ) -> bool:
