@@ -35,7 +35,7 @@ def cached(name: str) -> str | None:
     """Return a program that `python -m e2e.cluster build` left in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
     hits = sorted(
-        path for path in cache.glob(f"**/{name}") if os.access(path, os.X_OK) and path.is_file()
+        path for path in cache.glob(f"*/*/{name}") if os.access(path, os.X_OK) and path.is_file()
     )
     return str(hits[-1]) if hits else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,14 +25,22 @@ FLOWS_IN = {
     (PROMETHEUS, OPERATOR, (8002,)),
     (PROMETHEUS, GATEWAY, (8002,)),
 }
+FLOWS_OF_WORKERS = {
+    (GATEWAY, WORKER, (8000,)),
+    (OPERATOR, WORKER, (8001,)),
+    (PROMETHEUS, WORKER, (8002,)),
+}
+METRICS_PEER = {
+    "namespaceSelector": {},
+    "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+}
+IN_SYSTEM = {"matchLabels": {"kubernetes.io/metadata.name": "trimtab-system"}}
 PART_OF = {"app.kubernetes.io/part-of": "trimtab"}
 
 
 def who(peer: dict[str, Any]) -> str:
     """Name the peer of a rule; a peer that no flow knows is named as it is."""
-    if peer == {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
-    }:
+    if peer == METRICS_PEER:
         return PROMETHEUS
     labels = peer.get("podSelector", {}).get("matchLabels", {})
     component = labels.get("app.kubernetes.io/component")
@@ -42,6 +52,8 @@ def who(peer: dict[str, Any]) -> str:
         return WORKER
     if component in {OPERATOR, GATEWAY} and set(peer) == {"podSelector"}:
         assert labels["app.kubernetes.io/instance"] == "trimtab"
+        return str(component)
+    if component in {OPERATOR, GATEWAY} and peer.get("namespaceSelector") == IN_SYSTEM:
         return str(component)
     return repr(peer)
 
@@ -131,3 +143,45 @@ def test_policies_can_be_left_out(render: Callable[..., Any]) -> None:
     assert not [
         o for o in render({"networkPolicy": {"enabled": False}}) if o["kind"] == "NetworkPolicy"
     ]
+
+
+def of_worker(render: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the policy that the operator, started by the chart with these values, puts before a worker."""
+    from trimtab.reconcile.inferenceintent import children
+    from trimtab.reconcile.inferenceintent.sources import Mounted
+    from trimtab.reconcile.labels import Owner
+    from trimtab.settings import Settings
+
+    (deployment,) = [
+        o
+        for o in render(values)
+        if o["kind"] == "Deployment" and o["metadata"]["name"] == "trimtab-operator"
+    ]
+    env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    peers = next(e["value"] for e in env if e["name"] == "TRIMTAB_METRICS_PEERS")
+    placement = SimpleNamespace(
+        owner=Owner(namespace="team-a", name="chat", uid="1a2b3c4d-0000"),
+        mounted=Mounted(path="m", volumes=(), mounts=()),
+        settings=Settings(metrics_peers=json.loads(peers)),
+    )
+    policy: dict[str, Any] = children._network_policy(placement, "chat-1a2b3c4d")
+    return policy
+
+
+def test_workers_are_reached_by_the_designed_flows_and_no_others(
+    render: Callable[..., Any],
+) -> None:
+    """The operator's policy for a worker admits gateway, operator and Prometheus, each on its port, and lets nothing out."""
+    policy = of_worker(render, {})
+    assert flows([policy], "in") == FLOWS_OF_WORKERS
+    assert flows([policy], "out") == set()
+    assert policy["metadata"]["namespace"] == "team-a"
+    selected = policy["spec"]["podSelector"]["matchLabels"]
+    assert selected["app.kubernetes.io/component"] == WORKER
+    assert "1a2b3c4d-0000" in selected.values()
+
+
+def test_workers_metrics_follow_the_charts_peers(render: Callable[..., Any]) -> None:
+    """Without Prometheus peers nobody, rather than everybody, reads a worker's metrics."""
+    policy = of_worker(render, {"networkPolicy": {"prometheus": []}})
+    assert flows([policy], "in") == FLOWS_OF_WORKERS - {(PROMETHEUS, WORKER, (8002,))}
