@@ -8,7 +8,7 @@ from typing import Any
 from e2e import stack as st
 
 TEAM = "team-a"
-QUICK = {"operator": {"extraEnv": [{"name": "TRIMTAB_FINGERPRINT_GRID", "value": "quick"}]}}
+QUICK = {"operator": {"fingerprintGrid": "quick"}, "gateway": {"replicas": 1}}
 SOURCES = {
     "sources": {
         "hostPath": {"enabled": True, "allowedPrefixes": [str(st.model_folder())]},
