@@ -9,9 +9,8 @@ from trimtab.planning.snapshot import Config
 Level = Literal["High", "Medium", "Low"]
 Verdict = Literal["Planned", "PlannedNearest", "Unplanned"]
 Reason = Literal[
-    # Good ends, then what blocks a plan, in the order in which they are looked for (planner.md §8).
-    "AsTargeted",
-    "NearestToTarget",
+    # The good end, then what blocks a plan, in the order in which it is looked for (planner.md §8).
+    "Chosen",
     "ConstraintsExcludeAll",
     "NoEstimate",
     "NoFit",
@@ -20,6 +19,19 @@ Reason = Literal[
     "BudgetTooSmall",
     "TargetNeedsMoreGPUs",
     "NoCapacity",
+]
+Lost = Literal[
+    "Costlier",
+    "Slower",
+    "MissesTarget",
+    "OverBudget",
+    "Overloaded",
+    "NoFit",
+    "NoCapacity",
+    "SwitchingCost",
+    "PriceUnknown",
+    "PrecisionUnsupported",
+    "ParallelismUnsupported",
 ]
 Binding = Literal[
     "Latency", "Cost", "TimeToFirstToken", "TimePerOutputToken", "Capacity", "Memory", "Pins"
@@ -46,6 +58,7 @@ class Prediction:
         ttft: Time to first token, the gateway's overhead included.
         tpot: Time per output token, (E2E - TTFT)/(n_out - 1).
         e2e: First byte in to last token out, mean prompt and output lengths.
+        unloaded_e2e_us: Mean end-to-end time of a request that is alone.
         capacity_milli_rps: Largest sustainable rate of all replicas, thousandths of a request/s.
         utilisation_permille: Planned rate ÷ capacity.
         mean_batch_milli: Sequences decoding at once in one replica, thousandths.
@@ -55,6 +68,7 @@ class Prediction:
     ttft: Latency
     tpot: Latency
     e2e: Latency
+    unloaded_e2e_us: int
     capacity_milli_rps: int
     utilisation_permille: int
     mean_batch_milli: int
@@ -112,10 +126,14 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """An option that lost, and the sentence that says why. ``option`` is None if it cannot run."""
+    """An option that lost, and the sentence that says why.
+
+    ``option`` is None if it cannot run. ``config`` names it either way.
+    """
 
     config: Config
     option: Option | None
+    reason: Lost
     why_not: str
 
 

@@ -46,8 +46,8 @@ class PlannerPolicy:
     # Longest request planned for, in multiples of the mean prompt + output; p99 of a lognormal of
     # CV 1 is 4.6 times its mean. Per mille, derived.
     longest_request_permille: int = 4600
-    # §5, screening: percentile TPOT at B + z·√B. Per mille of √B by percentile 50, 90, 95, 99:
-    # quantiles of the normal distribution.
+    # A replica serves at least this prompt + output, if the model does. Tokens, decision.
+    least_model_len: int = 2048
     # §9: switching cost in units of loss and the seconds of a reconfiguration until measured.
     switching_cost_permille: int = 50
     reconfiguration_seconds: int = 120

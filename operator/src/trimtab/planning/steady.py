@@ -72,6 +72,7 @@ class Replica:
         self._tokens = max(1, output - 1)
         self._decodes = output > 1
         self._limits = limits
+        self._capacity: float | None = None
         context = prompt + output / 2
         self._context = min(context, float(limits.window)) if limits.window else context
         by_kv = limits.kv_tokens / (prompt + output / 2)
@@ -79,7 +80,9 @@ class Replica:
 
     def capacity(self) -> float:
         """Return the largest sustainable rate, requests per second."""
-        return max(self._rate(n) for n in self._grid())
+        if self._capacity is None:
+            self._capacity = max(self._rate(n) for n in self._grid())
+        return self._capacity
 
     def unloaded_us(self) -> float:
         """Return the end-to-end time of a request that is alone."""

@@ -1,0 +1,187 @@
+"""Why an intent cannot have what it asks for: the first reason that applies, what would help."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trimtab.planning.capacity import Ledger
+from trimtab.planning.explain import describe_config, dollars, milliseconds, missed
+from trimtab.planning.objectives import Judged
+from trimtab.planning.plan import Reason
+from trimtab.planning.snapshot import IntentView
+from trimtab.planning.workload import PlannedLoad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What blocks an intent, for the condition ``Planned``."""
+
+    reason: Reason
+    message: str
+
+
+def no_fit(intent: IntentView, judged: Sequence[Judged], fleet: Ledger) -> Problem | None:
+    """Return ``NoFit`` if one replica of nothing fits into any node's memory."""
+    singles = [j for j in judged if fleet.largest_memory(j.option.config.cpu_model) > 0]
+    if any(
+        j.option.memory_bytes <= fleet.largest_memory(j.option.config.cpu_model) for j in singles
+    ):
+        return None
+    least = min(judged, key=lambda j: (j.option.memory_bytes, j.order))
+    had = max((fleet.largest_memory(j.option.config.cpu_model) for j in judged), default=0)
+    return Problem(
+        reason="NoFit",
+        message=(
+            f"{_name(intent)}: one replica needs {_gib(least.option.memory_bytes)} GiB of memory "
+            f"({least.option.config.precision}, host copy of the weights included), but the largest "
+            f"node has {_gib(had)} GiB free of other use. Use a smaller model, a precision of fewer "
+            "bytes in spec.constraints.precisions, or a larger node."
+        ),
+    )
+
+
+def price_unknown(intent: IntentView, judged: Sequence[Judged]) -> Problem | None:
+    """Return ``PriceUnknown`` if the objective is about money and no option has a price."""
+    if intent.objective not in ("MinCost", "TargetCost"):
+        return None
+    if any(j.option.cost_per_hour_micro_usd is not None for j in judged):
+        return None
+    models = ", ".join(sorted({j.option.config.cpu_model for j in judged}))
+    return Problem(
+        reason="PriceUnknown",
+        message=(
+            f"{_name(intent)}: spec.objective is {intent.objective}, but ConfigMap trimtab-prices "
+            f"has no cpuHour that matches {models or 'cpu'!r}, or no memoryGiBHour. Add both keys "
+            'to prices.yaml, for example cpuHour: {"*": "0.04"} and memoryGiBHour: "0.005".'
+        ),
+    )
+
+
+def unmet(
+    intent: IntentView,
+    *,
+    load: PlannedLoad,
+    judged: Sequence[Judged],
+    unloaded: Sequence[Judged],
+    fleet: Ledger,
+    holders: int,
+) -> Problem:
+    """Return why no option that meets the objective can be placed.
+
+    Args:
+        intent: Whose objective it is.
+        load: What is planned for.
+        judged: Every option, in order of preference, placeable or not.
+        unloaded: The options as one request alone would see them.
+        fleet: Nodes before any intent took its share.
+        holders: How many other intents hold a share.
+    """
+    good = [j for j in judged if j.meets]
+    if good and any(fleet.place(j.option) is not None for j in good):
+        return _no_capacity(intent, good, fleet, holders)
+    if intent.objective == "TargetLatency" and not any(j.meets for j in unloaded):
+        return _below_floor(intent, unloaded, load)
+    if intent.objective == "TargetCost" and not good:
+        return _budget(intent, judged)
+    return _more_devices(intent, judged, good, fleet, load)
+
+
+def _no_capacity(
+    intent: IntentView, good: Sequence[Judged], fleet: Ledger, holders: int
+) -> Problem:
+    fitting = [j for j in good if fleet.place(j.option) is not None]
+    least = min(fitting, key=lambda j: (j.option.replicas * j.option.config.threads, j.order))
+    need = least.option.replicas * least.option.config.threads
+    return Problem(
+        reason="NoCapacity",
+        message=(
+            f"{_name(intent)}: the objective needs at least "
+            f"{describe_config(least.option.config, replicas=least.option.replicas)}, {need} "
+            f"threads, but the fleet's {fleet.threads()} threads are held by {holders} other "
+            "intents of the same or a higher priority. Add a node, raise spec.priority, or lower "
+            "what the others ask for."
+        ),
+    )
+
+
+def _below_floor(intent: IntentView, unloaded: Sequence[Judged], load: PlannedLoad) -> Problem:
+    best = unloaded[0]
+    option = best.option
+    worst = best.worst
+    reach = milliseconds(0)
+    field = "timePerOutputTokenMilliseconds"
+    if worst is not None:
+        first = worst.name == "TimeToFirstToken"
+        field = "timeToFirstTokenMilliseconds" if first else field
+        target = intent.targets.ttft_us if first else intent.targets.tpot_us
+        reach = str(-(-round((target or 0) * worst.value) // 1000))
+    return Problem(
+        reason="TargetBelowFloor",
+        message=(
+            f"{_name(intent)}: even one request alone has {missed(intent, best, load)} on the "
+            f"fastest option that the constraints allow "
+            f"({describe_config(option.config, replicas=1)}), so more replicas cannot help. Raise "
+            f"spec.targets.{field} to at least {reach}, lower spec.load's token counts, or allow a "
+            "faster product or precision in spec.constraints."
+        ),
+    )
+
+
+def _budget(intent: IntentView, judged: Sequence[Judged]) -> Problem:
+    carrying = [j for j in judged if all(r.value <= 1 for r in j.ratios if r.name == "Capacity")]
+    priced = [j for j in carrying or judged if j.option.cost_per_hour_micro_usd is not None]
+    least = min(priced, key=lambda j: (j.resources, j.order))
+    option = least.option
+    cost = option.cost_per_hour_micro_usd or 0
+    million = option.cost_per_million_output_tokens_micro_usd or 0
+    carries = "carries the load" if carrying else "is possible, though it does not carry the load,"
+    return Problem(
+        reason="BudgetTooSmall",
+        message=(
+            f"{_name(intent)}: the cheapest option that {carries} "
+            f"({describe_config(option.config, replicas=option.replicas)}) costs {dollars(cost)} "
+            f"per hour, {dollars(million)} per million output tokens at the planned load. Raise "
+            "spec.targets.costPerHour or spec.targets.costPerMillionOutputTokens to that, or lower "
+            "spec.load."
+        ),
+    )
+
+
+def _more_devices(
+    intent: IntentView,
+    judged: Sequence[Judged],
+    good: Sequence[Judged],
+    fleet: Ledger,
+    load: PlannedLoad,
+) -> Problem:
+    """Return ``TargetNeedsMoreGPUs``; on product cpu the devices are threads."""
+    if good:
+        least = min(good, key=lambda j: (j.option.replicas * j.option.config.threads, j.order))
+        need = least.option.replicas * least.option.config.threads
+        said = (
+            f"{describe_config(least.option.config, replicas=least.option.replicas)}, {need} "
+            f"threads in all, but the fleet has {fleet.threads()}"
+        )
+        remedy = "Add nodes, lower spec.load, or relax the target"
+    else:
+        said = (
+            f"more than {describe_config(judged[0].option.config, replicas=judged[0].option.replicas)}"
+            f", which has {missed(intent, judged[0], load)}"
+        )
+        pinned = intent.constraints.max_replicas
+        remedy = (
+            f"Raise spec.constraints.maxReplicas above {pinned}, or lower spec.load"
+            if pinned is not None
+            else "Add nodes or lower spec.load"
+        )
+    return Problem(
+        reason="TargetNeedsMoreGPUs",
+        message=f"{_name(intent)}: the objective needs {said}. {remedy}.",
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f}"
+
+
+def _name(intent: IntentView) -> str:
+    return f"InferenceIntent {intent.namespace}/{intent.name}"

@@ -1,0 +1,230 @@
+"""The plan of the whole fleet: one decision per intent, pure and independent of input order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trimtab.planning.capacity import Ledger, Nodes
+from trimtab.planning.case import Case, prepare
+from trimtab.planning.diagnose import Problem, price_unknown, unmet
+from trimtab.planning.explain import alternatives, binding, chosen
+from trimtab.planning.objectives import Judged, footprint
+from trimtab.planning.plan import FleetPlan, IntentPlan, Reason, Verdict
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.replan import keeps, switching_cost, was_edited
+from trimtab.planning.snapshot import FleetSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class _Pick:
+    judged: Judged
+    nodes: Nodes
+    kept: bool = False
+
+
+def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
+    """Return the plan of every intent.
+
+    By priority, then age: first every intent gets room for the least that serves it, so that as
+    few as possible stay unplaced; then each in turn takes its best option that still fits. Threads
+    and memory are never promised twice: a prediction on an oversubscribed node would be wrong.
+    """
+    cases = [
+        prepare(intent, snapshot=snapshot, fleet=_fleet(snapshot), policy=policy)
+        for intent in sorted(snapshot.intents, key=lambda i: i.uid)
+    ]
+    cases.sort(key=lambda c: (-c.intent.priority, c.intent.created_seconds, c.intent.uid))
+    ledger = _fleet(snapshot)
+    picks: dict[str, _Pick] = {}
+    for case in cases:
+        floor = _floor(case, ledger)
+        if floor is not None:
+            ledger.take(floor.judged.option, floor.nodes)
+            picks[case.intent.uid] = floor
+    for case in cases:
+        floor = picks.pop(case.intent.uid, None)
+        if floor is not None:
+            ledger.release(floor.judged.option, floor.nodes)
+        pick = _choose(case, ledger, snapshot=snapshot, policy=policy)
+        if pick is not None:
+            ledger.take(pick.judged.option, pick.nodes)
+            picks[case.intent.uid] = pick
+    plans = [_explained(case, picks, ledger, snapshot=snapshot, policy=policy) for case in cases]
+    plans.sort(key=lambda p: (p.namespace, p.name, p.uid))
+    return FleetPlan(intents=tuple(plans), policy=policy.digest())
+
+
+def _fleet(snapshot: FleetSnapshot) -> Ledger:
+    """Return the nodes without what runs for intents that this round does not decide about."""
+    ledger = Ledger(snapshot.pools)
+    decided = {intent.uid for intent in snapshot.intents if intent.model is not None}
+    for assignment in sorted(snapshot.assignments, key=lambda a: a.intent_uid):
+        if assignment.intent_uid not in decided:
+            ledger.hold(assignment.config, assignment.nodes)
+    return ledger
+
+
+def _acceptable(case: Case) -> list[Judged]:
+    """Return the options that may be created: with Refuse only those that meet the objective."""
+    if case.problem is not None:
+        return []
+    refuse = case.intent.infeasible == "Refuse"
+    return [j for j in case.options if j.meets or not refuse]
+
+
+def _floor(case: Case, ledger: Ledger) -> _Pick | None:
+    """Return the smallest option that fits, one that meets the objective before one that does not."""
+    options = sorted(_acceptable(case), key=lambda j: (not j.meets, footprint(j)))
+    return _first_fitting(case, options, ledger) or _stays(case, ledger)
+
+
+def _choose(
+    case: Case, ledger: Ledger, *, snapshot: FleetSnapshot, policy: PlannerPolicy
+) -> _Pick | None:
+    best = _first_fitting(case, _acceptable(case), ledger)
+    running = _stays(case, ledger)
+    if best is None or running is None:
+        return best or running
+    current = running.judged
+    assignment = case.assignment
+    if current.option.config == best.judged.option.config and (
+        current.option.replicas == best.judged.option.replicas
+    ):
+        return _Pick(best.judged, best.nodes, kept=True)
+    if assignment is None or was_edited(case.intent, assignment) or not _allowed(case, current):
+        return best
+    cost = switching_cost(snapshot, current.option.fingerprint, policy=policy)
+    return running if keeps(current, best.judged, cost=cost) else best
+
+
+def _allowed(case: Case, running: Judged) -> bool:
+    """Tell whether what runs is among the options that the spec allows."""
+    option, pins = running.option, case.intent.constraints
+    least, most = pins.min_replicas or 1, pins.max_replicas or option.replicas
+    configs = {j.option.config for j in case.every}
+    return option.config in configs and least <= option.replicas <= most
+
+
+def _first_fitting(case: Case, options: Sequence[Judged], ledger: Ledger) -> _Pick | None:
+    prefer = case.assignment.nodes if case.assignment else ()
+    for judged in options:
+        nodes = ledger.place(judged.option, prefer=prefer)
+        if nodes is not None:
+            return _Pick(judged, nodes)
+    return None
+
+
+def _stays(case: Case, ledger: Ledger) -> _Pick | None:
+    """Return what runs, if there still is room: a prediction never takes serving pods away."""
+    if case.running is None or case.assignment is None or case.assignment.replicas < 1:
+        return None
+    nodes = ledger.place(case.running.option, prefer=case.assignment.nodes)
+    return None if nodes is None else _Pick(case.running, nodes, kept=True)
+
+
+def _explained(
+    case: Case,
+    picks: dict[str, _Pick],
+    ledger: Ledger,
+    *,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+) -> IntentPlan:
+    intent, load = case.intent, case.load
+    pick = picks.get(intent.uid)
+    problem = _problem(case, pick, picks, _fleet(snapshot))
+    message = problem.message if problem else ""
+    if pick is not None and load is not None:
+        said = chosen(intent, pick.judged, load)
+        message = f"{message} Served nearest: {said}" if message else said
+    reason: Reason = problem.reason if problem else "Chosen"
+    verdict: Verdict = "Planned"
+    if pick is None:
+        verdict = "Unplanned"
+    elif problem is not None:
+        verdict = "PlannedNearest"
+    if pick is not None:
+        ledger.release(pick.judged.option, pick.nodes)
+    blocked = [j for j in case.every if ledger.place(j.option) is None]
+    if pick is not None:
+        ledger.take(pick.judged.option, pick.nodes)
+    others = [*case.options, *_best_of_others(case)]
+    return IntentPlan(
+        uid=intent.uid,
+        namespace=intent.namespace,
+        name=intent.name,
+        generation=intent.generation,
+        verdict=verdict,
+        reason=reason,
+        message=message,
+        option=pick.judged.option if pick else None,
+        nodes=pick.nodes if pick else (),
+        alternatives=alternatives(
+            intent,
+            best=pick.judged if pick else None,
+            others=others,
+            blocked=blocked,
+            kept=pick.kept if pick else False,
+            refused=case.refused,
+            policy=policy,
+        ),
+        binding=binding(pick.judged, intent) if pick else None,
+        load_assumed=load.assumed if load else False,
+        keeps_assignment=pick.kept if pick else False,
+        needs=case.needs,
+        notes=_notes(case, pick, snapshot),
+    )
+
+
+def _best_of_others(case: Case) -> list[Judged]:
+    """Return the best option of every configuration of which none fits the fleet."""
+    configs = {j.option.config for j in case.options}
+    found: list[Judged] = []
+    for judged in case.every:
+        if judged.option.config not in configs:
+            configs.add(judged.option.config)
+            found.append(judged)
+    return found
+
+
+def _problem(
+    case: Case, pick: _Pick | None, picks: dict[str, _Pick], fleet: Ledger
+) -> Problem | None:
+    if case.problem is not None:
+        return case.problem
+    if pick is not None and pick.judged.meets:
+        if case.intent.objective != "MinCost":
+            return None
+        return _unpriced(case)
+    if case.load is None:
+        return None
+    return unmet(
+        case.intent,
+        load=case.load,
+        judged=case.every,
+        unloaded=case.unloaded,
+        fleet=fleet,
+        holders=len(picks) - (1 if pick else 0),
+    )
+
+
+def _unpriced(case: Case) -> Problem | None:
+    """MinCost without a price is served with the fewest threads, and says so."""
+    return price_unknown(case.intent, case.every)
+
+
+def _notes(case: Case, pick: _Pick | None, snapshot: FleetSnapshot) -> tuple[str, ...]:
+    notes: list[str] = []
+    if case.load is not None and case.load.assumed:
+        notes.append(
+            f"LoadAssumed: no load is declared or observed, so one request in flight of "
+            f"{case.load.prompt} prompt and {case.load.output} output tokens is planned for."
+        )
+    if pick is not None and pick.judged.option.cost_per_hour_micro_usd is not None:
+        dated = snapshot.prices.dated
+        notes.append(f"Costs use prices dated {dated}." if dated else "The prices carry no date.")
+    if pick is not None and pick.judged.option.cost_per_hour_micro_usd is None:
+        notes.append(
+            "No cost is shown: add cpuHour and memoryGiBHour to prices.yaml in ConfigMap "
+            "trimtab-prices."
+        )
+    return tuple(notes)

@@ -1,0 +1,259 @@
+"""Which configurations an intent allows and the engine can run, and how many replicas are tried."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from trimtab.planning.estimate import Source, evaluate, find_source
+from trimtab.planning.plan import Alternative, Lost, Option
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.snapshot import Assignment, Config, FleetSnapshot, IntentView, ModelView
+from trimtab.planning.workload import PlannedLoad
+
+_MOST_STEPS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """The configurations of one intent: those to try, and those that cannot run, with the reason."""
+
+    configs: tuple[Config, ...]
+    refused: tuple[Alternative, ...]
+    problem: str
+    """Why no configuration is left; empty where one is."""
+
+
+def space(
+    intent: IntentView, model: ModelView, *, snapshot: FleetSnapshot, policy: PlannerPolicy
+) -> Space:
+    """Return the configurations within pins, engine capabilities and the fleet's machines."""
+    threads = _threads_by_model(snapshot)
+    offered = sorted(
+        {pool.product for pool in snapshot.pools} & set(snapshot.capabilities.products)
+    )
+    pins = intent.constraints
+    products = [p for p in offered if pins.gpu_products is None or p in pins.gpu_products]
+    if not products:
+        return _empty(
+            intent,
+            "gpuProducts",
+            pins.gpu_products,
+            f"the fleet offers {', '.join(offered) or 'no usable node'}",
+            "Add one of these products, or nodes of the pinned one",
+        )
+    configs: list[Config] = []
+    refused: list[Alternative] = []
+    precisions = pins.precisions or (model.precision,)
+    shapes = product(
+        sorted(threads),
+        sorted(set(precisions)),
+        sorted(set(pins.tensor_parallel_sizes or (1,))),
+        sorted(set(pins.pipeline_parallel_sizes or (1,))),
+    )
+    for cpu_model, precision, tp, pp in shapes:
+        for count in (c for c in policy.thread_counts if c <= threads[cpu_model]):
+            config = Config(
+                product="cpu",
+                cpu_model=cpu_model,
+                precision=precision,
+                threads=count,
+                tensor_parallel_size=tp,
+                pipeline_parallel_size=pp,
+            )
+            why = _unsupported(config, snapshot)
+            if why is None:
+                configs.append(config)
+            else:
+                refused.append(
+                    Alternative(config=config, option=None, reason=why[0], why_not=why[1])
+                )
+    if configs or not refused:
+        return Space(configs=tuple(configs), refused=tuple(_one_each(refused)), problem="")
+    caps = snapshot.capabilities
+    if refused[0].reason == "PrecisionUnsupported":
+        pinned = pins.precisions or (f"{model.precision} (the checkpoint's own)",)
+        return _empty(
+            intent,
+            "precisions",
+            pinned,
+            f"the engine runs {', '.join(caps.precisions)}",
+            "Allow one of these precisions",
+        )
+    return _empty(
+        intent,
+        "tensorParallelSizes and pipelineParallelSizes",
+        (*(pins.tensor_parallel_sizes or (1,)), *(pins.pipeline_parallel_sizes or (1,))),
+        f"product cpu runs sizes {caps.tensor_parallel_sizes} and {caps.pipeline_parallel_sizes}",
+        "Remove the pins",
+    )
+
+
+def pin_problem(intent: IntentView, model: ModelView, load: PlannedLoad) -> str:
+    """Return why the pins contradict the model or each other, whatever the fleet; empty if not."""
+    pins = intent.constraints
+    least, most = pins.min_replicas, pins.max_replicas
+    if least is not None and most is not None and least > most:
+        return (
+            f"{_object(intent)}: spec.constraints.minReplicas is {least}, more than maxReplicas "
+            f"{most}. Raise maxReplicas or lower minReplicas."
+        )
+    if load.prompt + load.output > model.context_length:
+        return (
+            f"{_object(intent)}: spec.load asks for {load.prompt} prompt and {load.output} output "
+            f"tokens, but the model's context is {model.context_length}. Lower promptTokens or "
+            "outputTokens, or use a model with a longer context."
+        )
+    return ""
+
+
+def walk(
+    intent: IntentView,
+    model: ModelView,
+    config: Config,
+    *,
+    load: PlannedLoad,
+    source: Source,
+    snapshot: FleetSnapshot,
+    satisfied: Callable[[Option], bool],
+    policy: PlannerPolicy,
+) -> Iterator[Option]:
+    """Yield options of one configuration with rising replicas, until one more gains too little.
+
+    It starts at the least count that carries the load and stops once the objective is satisfied
+    and a further replica makes requests less than 2 % faster.
+    """
+    least = max(1, intent.constraints.min_replicas or 1)
+    most = max(least, intent.constraints.max_replicas or policy.most_replicas)
+
+    def option(replicas: int) -> Option:
+        return evaluate(
+            intent,
+            model,
+            config,
+            replicas=replicas,
+            load=load,
+            source=source,
+            capabilities=snapshot.capabilities,
+            prices=snapshot.prices,
+            overhead_us=snapshot.gateway_overhead_us,
+            policy=policy,
+        )
+
+    first = option(least)
+    yield first
+    if load.rate <= 0:
+        return
+    needed = math.ceil(first.predicted.utilisation_permille * least / 1000)
+    last = first
+    start = min(most, max(least + 1, needed))
+    for replicas in range(start, min(most, start + _MOST_STEPS) + 1):
+        if replicas <= least:
+            continue
+        current = option(replicas)
+        yield current
+        gain = last.predicted.e2e.mean_us - current.predicted.e2e.mean_us
+        small = gain * 1000 < policy.latency_tie_permille * last.predicted.e2e.mean_us
+        if small and not current.predicted.overloaded and satisfied(current):
+            return
+        if small and not last.predicted.overloaded and current.predicted.utilisation_permille < 50:
+            return
+        last = current
+
+
+def running_option(
+    intent: IntentView,
+    model: ModelView,
+    assignment: Assignment,
+    *,
+    load: PlannedLoad,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+) -> Option:
+    """Return the option that runs now, predicted for the present load."""
+    source = find_source(
+        model,
+        assignment.config,
+        fingerprints=snapshot.fingerprints,
+        capabilities=snapshot.capabilities,
+        policy=policy,
+    )
+    return evaluate(
+        intent,
+        model,
+        assignment.config,
+        replicas=max(1, assignment.replicas),
+        load=load,
+        source=source,
+        capabilities=snapshot.capabilities,
+        prices=snapshot.prices,
+        overhead_us=snapshot.gateway_overhead_us,
+        policy=policy,
+    )
+
+
+def config_key(config: Config) -> tuple[str | int, ...]:
+    """Return a total order of configurations: small before large."""
+    return (
+        config.product,
+        config.threads,
+        config.tensor_parallel_size,
+        config.pipeline_parallel_size,
+        config.precision,
+        config.cpu_model,
+    )
+
+
+def _threads_by_model(snapshot: FleetSnapshot) -> dict[str, int]:
+    """Return the most threads that one node of each CPU model has."""
+    found: dict[str, int] = {}
+    for pool in snapshot.pools:
+        if pool.product == "cpu":
+            found[pool.cpu_model] = max(found.get(pool.cpu_model, 0), pool.millicores // 1000)
+    return found
+
+
+def _unsupported(config: Config, snapshot: FleetSnapshot) -> tuple[Lost, str] | None:
+    caps = snapshot.capabilities
+    if config.precision not in caps.precisions:
+        return (
+            "PrecisionUnsupported",
+            (
+                f"Engine {caps.engine} {caps.version} cannot run {config.precision} on "
+                f"{config.product}; it runs {', '.join(caps.precisions)}."
+            ),
+        )
+    sizes = (config.tensor_parallel_size, config.pipeline_parallel_size)
+    if sizes[0] not in caps.tensor_parallel_sizes or sizes[1] not in caps.pipeline_parallel_sizes:
+        return (
+            "ParallelismUnsupported",
+            (
+                f"Engine {caps.engine} {caps.version} cannot run tensor parallel size {sizes[0]} "
+                f"with pipeline parallel size {sizes[1]} on {config.product}."
+            ),
+        )
+    return None
+
+
+def _one_each(refused: list[Alternative]) -> Iterator[Alternative]:
+    """Yield one refused option per sentence: thread counts add nothing to it."""
+    seen: set[str] = set()
+    for alternative in refused:
+        if alternative.why_not not in seen:
+            seen.add(alternative.why_not)
+            yield alternative
+
+
+def _empty(intent: IntentView, field: str, value: object, offered: str, remedy: str) -> Space:
+    shown = ", ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
+    return Space(
+        configs=(),
+        refused=(),
+        problem=(
+            f"{_object(intent)}: spec.constraints.{field} allows {shown}, but {offered}. {remedy}."
+        ),
+    )
+
+
+def _object(intent: IntentView) -> str:
+    return f"InferenceIntent {intent.namespace}/{intent.name}"
