@@ -29,7 +29,7 @@ class Gate:
         self._limit = limit
 
     def check(self) -> None:
-        """Let a request in.
+        """Let a request in that `in_flight` already counts.
 
         Raises:
             ApiError: 503 if the gateway is full or shuts down.
@@ -41,7 +41,7 @@ class Gate:
                 code="shutting_down",
                 retry_after_seconds=1.0,
             )
-        if self.in_flight.count >= self._limit:
+        if self.in_flight.count > self._limit:
             raise ApiError(
                 503,
                 f"The gateway already serves {self._limit} requests. Retry in a moment.",
