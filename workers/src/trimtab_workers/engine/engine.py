@@ -1,81 +1,162 @@
-"""The engine: one thread that steps, beside whatever loop submits.
-
-Interface for the server (bodies follow). Callable from any thread unless said otherwise.
-"""
+"""The engine: one thread that steps, beside whatever loop submits."""
 
 from __future__ import annotations
 
+import logging
+import secrets
+import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from trimtab_workers.engine import boot
+from trimtab_workers.engine.capabilities import CAPABILITIES, ENGINE_VERSION
 from trimtab_workers.engine.clock import Clock, SystemClock
+from trimtab_workers.engine.config import BLOCK_TOKENS, EngineConfig, load_config
+from trimtab_workers.engine.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    DrainingError,
+    EngineError,
+    InvalidRequestError,
+    ModelUnavailableError,
+    QueueFullError,
+    UnknownModelError,
+)
+from trimtab_workers.engine.metrics import EngineMetrics
+from trimtab_workers.engine.sequence import Sequence
+from trimtab_workers.engine.stepper import end_early, show_load, step
+from trimtab_workers.engine.stream import OutputStream
+from trimtab_workers.engine.tenants import Tenant
+from trimtab_workers.engine.tokenizer import StreamDetokenizer, Tokenizer
+from trimtab_workers.engine.types import Output
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from prometheus_client import CollectorRegistry
 
-    from trimtab_workers.engine.config import EngineConfig
-    from trimtab_workers.engine.types import Output, Request
+    from trimtab_workers.engine.arena import Arena
+    from trimtab_workers.engine.memory import ArenaMemory
+    from trimtab_workers.engine.types import Request
+
+log = logging.getLogger(__name__)
+
+REMOVAL_SECONDS = 30.0
+STUCK_SECONDS = 60.0
+_IDLE_WAIT_SECONDS = 0.5
 
 
 class Engine:
     """Serves the models of one configuration on one device.
 
+    Every method may be called from any thread; work happens on the engine's own.
+
     Attributes:
         config: The configuration in force.
         clock: Source of all times that outputs carry.
-        registry: Prometheus registry of this engine alone, with vLLM's names.
+        metrics: Collectors; `registry` is theirs.
     """
-
-    config: EngineConfig
-    clock: Clock
-    registry: CollectorRegistry
 
     def __init__(self, config: EngineConfig, *, clock: Clock | None = None) -> None:
         self.config = config
-        self.clock = clock or SystemClock()
+        self.clock: Clock = clock or SystemClock()
+        self.metrics = EngineMetrics()
+        self._tenants = {
+            spec.name: Tenant(spec=spec, metrics=self.metrics.for_model(spec.name))
+            for spec in config.models
+        }
+        self._arena: Arena | None = None
+        self._memory: ArenaMemory | None = None
+        self._requests: dict[str, tuple[Tenant, Sequence]] = {}
+        self._lock = threading.Lock()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._loaded = threading.Event()
+        self._stopping = False
+        self._draining = False
+        self._thread: threading.Thread | None = None
+        self._dead: str | None = None
+        self._progress_seconds = self.clock.now()
+        self._errors: list[str] = []
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Prometheus registry of this engine alone, with vLLM's names."""
+        return self.metrics.registry
+
+    # -- life ----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the engine thread, which loads the models and then steps; returns at once."""
-        raise NotImplementedError
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
         """Abort what runs, end the thread and free the arena."""
-        raise NotImplementedError
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_seconds)
 
     def drain(self) -> None:
         """Refuse new requests with DrainingError; running ones go on."""
-        raise NotImplementedError
+        self._draining = True
 
     @property
     def idle(self) -> bool:
         """Whether no request runs or waits (what a drain waits for)."""
-        raise NotImplementedError
+        return not self._requests
 
     @property
     def ready(self) -> bool:
         """Whether loading ended, at least one model is usable and nothing drains (`/health`)."""
-        raise NotImplementedError
+        usable = any(tenant.usable for tenant in self._tenants.values())
+        return self._loaded.is_set() and usable and not self._draining and self._dead is None
 
     def liveness(self) -> str | None:
         """Return None while alive, else a sentence: no step for 60 s with work, or a dead thread."""
-        raise NotImplementedError
+        if self._dead is not None:
+            return self._dead
+        quiet = self.clock.now() - self._progress_seconds
+        if self._requests and self._loaded.is_set() and quiet > STUCK_SECONDS:
+            return (
+                f"The engine has {len(self._requests)} requests but made no step for {quiet:.0f} s. "
+                "Restart the worker and look at its log."
+            )
+        return None
 
     def wait_loaded(self, timeout_seconds: float) -> bool:
         """Block until every model is Resident or Failed; False on time-out."""
-        raise NotImplementedError
+        return self._loaded.wait(timeout_seconds)
+
+    # -- requests ------------------------------------------------------------------------------
 
     def models(self) -> tuple[Mapping[str, Any], ...]:
-        """Return name, state, max_model_len, error of every model, for `/v1/models`."""
-        raise NotImplementedError
+        """Return name, state, max_model_len and error of every model, for `/v1/models`."""
+        return tuple(
+            {
+                "name": name,
+                "state": tenant.state,
+                "max_model_len": tenant.max_model_len,
+                "error": _error(tenant),
+            }
+            for name, tenant in self._tenants.items()
+        )
 
-    def tokenizer(self, model: str) -> Any:
-        """Return the model's `Tokenizer`: encode, decode, apply_chat_template, eos_token_ids.
+    def tokenizer(self, model: str) -> Tokenizer:
+        """Return a model's tokenizer.
 
         Raises:
-            UnknownModelError, ModelUnavailableError.
+            UnknownModelError: No model of this name is served.
+            ModelUnavailableError: It is loading, draining or failed, or has no tokenizer.
         """
-        raise NotImplementedError
+        tokenizer = self._usable(model).tokenizer
+        if tokenizer is None:
+            raise ModelUnavailableError(
+                f"Model {model} has random weights and no tokenizer. Send token ids instead."
+            )
+        return tokenizer
 
     def submit(self, request: Request, sink: Callable[[Output], None]) -> None:
         """Queue a request; `sink` is called on the engine thread with every output.
@@ -83,32 +164,345 @@ class Engine:
         Raises:
             EngineError: It cannot be served: unknown model, context length, full queue, draining.
         """
-        raise NotImplementedError
+        if self._draining or self._stopping:
+            raise DrainingError(
+                "The worker is shutting down and takes no new requests. Send this one again.",
+                retry_after_seconds=1,
+            )
+        tenant = self._usable(request.model)
+        sequence = self._sequence(tenant, request, sink)
+        with self._lock:
+            if request.request_id in self._requests:
+                raise InvalidRequestError(
+                    f"Request id {request.request_id} is running already. Give every request its own.",
+                    param="request_id",
+                )
+            waiting = sum(owner is tenant for owner, _ in self._requests.values())
+            if waiting >= self.config.queue_limit + self.config.max_seqs:
+                raise QueueFullError(
+                    f"Model {request.model} has {self.config.queue_limit} waiting requests, its limit. "
+                    "Send this one again later, or add replicas.",
+                    retry_after_seconds=5,
+                )
+            self._requests[request.request_id] = tenant, sequence
+        self._post(lambda: self._enter(tenant, sequence))
 
-    def stream(self, request: Request) -> AsyncIterator[Output]:
+    def stream(self, request: Request) -> OutputStream:
         """Queue a request from an asyncio loop; iterate its outputs there.
 
         Submits before it returns, so errors are raised at the call, not at the first item. An
         output with an error is raised as that EngineError. Leaving the iteration early
         (`aclose`, cancellation) aborts the request.
         """
-        raise NotImplementedError
+        stream = OutputStream(abort=lambda: self.abort(request.request_id))
+        self.submit(request, stream.push)
+        return stream
 
     def abort(self, request_id: str) -> None:
         """End a request with finish_reason "abort" within one step; unknown ids are ignored."""
-        raise NotImplementedError
+        self._post(lambda: self._leave(request_id, None))
+
+    def _usable(self, model: str) -> Tenant:
+        tenant = self._tenants.get(model)
+        if tenant is None:
+            raise UnknownModelError(
+                f"The model {model!r} is not served here; served are {', '.join(self._tenants)}. "
+                "Correct the field model.",
+                param="model",
+            )
+        if tenant.usable:
+            return tenant
+        detail = f": {tenant.error}" if tenant.error is not None else ""
+        raise ModelUnavailableError(
+            f"The model {model!r} is {tenant.state}{detail}. Send this request again later.",
+            param="model",
+            retry_after_seconds=5,
+        )
+
+    def _sequence(
+        self, tenant: Tenant, request: Request, sink: Callable[[Output], None]
+    ) -> Sequence:
+        prompt, params = request.prompt_token_ids, request.params
+        if not prompt:
+            raise InvalidRequestError(
+                "The prompt is empty. Send at least one token.", param="prompt"
+            )
+        vocab = tenant.shape.vocab
+        for param, ids in (("prompt", prompt), ("logit_bias", tuple(params.logit_bias))):
+            if min(ids, default=0) < 0 or max(ids, default=0) >= vocab:
+                raise InvalidRequestError(
+                    f"{param} has a token id outside of the vocabulary of {vocab}. Correct it.",
+                    param=param,
+                )
+        wanted = len(prompt) + (params.max_tokens or 1)
+        if wanted > tenant.max_model_len:
+            raise ContextLengthError(
+                f"The context of model {request.model} is {tenant.max_model_len} tokens, but prompt "
+                f"({len(prompt)}) and max_tokens ({params.max_tokens or 1}) need {wanted}. "
+                "Shorten the prompt or lower max_tokens.",
+                param="messages",
+            )
+        tokenizer = tenant.tokenizer
+        return Sequence(
+            request=request,
+            sink=sink,
+            tokens=list(prompt),
+            prompt_length=len(prompt),
+            limit=tenant.max_model_len if params.max_tokens is None else wanted,
+            seed=secrets.randbits(62) if params.seed is None else params.seed,
+            arrival_seconds=(
+                self.clock.now() if request.arrival_seconds is None else request.arrival_seconds
+            ),
+            detokenizer=(
+                None if tokenizer is None else StreamDetokenizer(tokenizer, stop=params.stop)
+            ),
+        )
+
+    # -- the engine thread ---------------------------------------------------------------------
+
+    def _post(self, command: Callable[[], None]) -> None:
+        self._inbox.append(command)
+        self._wake.set()
+
+    def _run(self) -> None:
+        try:
+            self.load()
+            while not self._stopping:
+                if not self.step():
+                    self._wake.wait(_IDLE_WAIT_SECONDS)
+                    self._wake.clear()
+        except Exception as error:
+            self._dead = f"The engine thread ended: {error}. Restart the worker and report its log."
+            log.exception("engine_thread_ended")
+        finally:
+            self._end_all()
+            self._loaded.set()
+
+    def load(self) -> None:
+        """Load all models on the calling thread; `start` does this on the engine's own."""
+        import torch  # noqa: PLC0415 - seconds, and only the engine thread needs it
+
+        torch.set_num_threads(self.config.threads)
+        opened = [tenant for tenant in self._tenants.values() if boot.open_tenant(tenant)]
+        if opened:
+            try:
+                self._arena, self._memory = boot.build_arena(opened, self.config)
+            except EngineError as error:
+                for tenant in opened:
+                    boot.fail(tenant, error)
+            else:
+                arena, memory = self._arena, self._memory
+                loaded = [t for t in opened if boot.load_tenant(t, arena, memory)]
+                boot.open_caches(loaded, arena, memory, self.config)
+                self._show_arena()
+        self._progress_seconds = self.clock.now()
+        self._loaded.set()
+
+    def step(self) -> bool:
+        """Process commands and run one step of every model with work; False if all were idle."""
+        while self._inbox:
+            self._inbox.popleft()()
+        worked = False
+        for tenant in list(self._tenants.values()):
+            worked |= step(tenant, self.clock)
+            if tenant.state == "Draining":
+                self._remove_when_done(tenant)
+        if worked or not self._requests:
+            self._progress_seconds = self.clock.now()
+        return worked
+
+    def _enter(self, tenant: Tenant, sequence: Sequence) -> None:
+        scheduler = tenant.scheduler
+        original = sequence.sink
+        request_id = sequence.request.request_id
+
+        def deliver(output: Output) -> None:
+            if output.finished:
+                with self._lock:
+                    self._requests.pop(request_id, None)
+            original(output)
+
+        sequence.sink = deliver
+        if scheduler is None:
+            deliver(_unavailable(sequence, tenant))
+            return
+        scheduler.add(sequence)
+        show_load(tenant, scheduler)
+
+    def _leave(self, request_id: str, error: EngineError | None) -> None:
+        entry = self._requests.get(request_id)
+        if entry is not None and entry[0].scheduler is not None:
+            tenant, sequence = entry
+            end_early(tenant, entry[0].scheduler, sequence, now=self.clock.now(), error=error)
+            show_load(tenant, entry[0].scheduler)
+
+    def _end_all(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+        for request_id in list(self._requests):
+            self._leave(request_id, None)
+        self._arena = self._memory = None
+        for tenant in self._tenants.values():
+            tenant.model = tenant.runner = None
+
+    def _show_arena(self) -> None:
+        if self._arena is None:
+            return
+        counts, size = self._arena.counts(), self._arena.slab_bytes
+        for owner, slabs in (
+            ("free", counts["free"]),
+            ("weights", counts["weights"]),
+            ("kv_home", counts["kv"]),
+            ("kv_borrowed", 0),
+            ("slot", 0),
+        ):
+            self.metrics.arena_bytes.labels(owner).set(slabs * size)
+
+    # -- the model set -------------------------------------------------------------------------
 
     def reload(self, revision: int | None = None) -> int:
         """Re-read the model set file once, apply it if newer, return the revision in force.
 
-        The server polls this each second until it returns `revision` or more. Errors are kept in
-        `state()["errors"]` and raised.
+        The server polls this each second until it returns `revision` or more. What cannot change
+        in a running engine (memory, threads) is reported in `state()["errors"]`.
 
         Raises:
             ConfigError: The file is bad; nothing changed.
         """
-        raise NotImplementedError
+        if self.config.file is None or self.config.model_root is None:
+            return self.config.revision
+        try:
+            config = load_config(self.config.file, model_root=self.config.model_root)
+        except ConfigError as error:
+            self.metrics.config_errors.inc()
+            self._errors = [error.message]
+            raise
+        if config.revision <= self.config.revision:
+            return self.config.revision
+        if revision is not None:
+            log.info("model_set_found", extra={"wanted": revision, "found": config.revision})
+        done = threading.Event()
+
+        def apply() -> None:
+            try:
+                self._apply(config)
+            finally:
+                done.set()
+
+        self._post(apply)
+        done.wait(REMOVAL_SECONDS)
+        return self.config.revision
+
+    def _apply(self, config: EngineConfig) -> None:
+        old = self.config
+        self._errors = [
+            f"{name} changed from {getattr(old, name)} to {getattr(config, name)}, which takes effect "
+            "after a restart. Roll the worker."
+            for name in ("memory_bytes", "threads", "max_model_len", "max_batch_tokens", "max_seqs")
+            if getattr(old, name) != getattr(config, name)
+        ]
+        self.config = config
+        wanted = {spec.name: spec for spec in config.models}
+        for name, tenant in list(self._tenants.items()):
+            if wanted.get(name) == tenant.spec and tenant.state != "Failed":
+                wanted.pop(name, None)
+            else:
+                tenant.set_state("Draining")
+                tenant.drain_until_seconds = self.clock.now() + REMOVAL_SECONDS
+                self._remove_when_done(tenant)
+        for name, spec in wanted.items():
+            if name in self._tenants:
+                self._errors.append(
+                    f"Model {name} is still draining and was not added. Reload the set again."
+                )
+                continue
+            tenant = Tenant(spec=spec, metrics=self.metrics.for_model(name))
+            self._tenants[name] = tenant
+            self._add(tenant)
+        self._show_arena()
+
+    def _add(self, tenant: Tenant) -> None:
+        if not boot.open_tenant(tenant):
+            return
+        arena, memory = self._arena, self._memory
+        if arena is None or memory is None:
+            boot.fail(
+                tenant, CheckpointError("The engine has no arena. Roll the worker to add models.")
+            )
+        elif boot.load_tenant(tenant, arena, memory):
+            boot.open_caches([tenant], arena, memory, self.config)
+
+    def _remove_when_done(self, tenant: Tenant) -> None:
+        scheduler = tenant.scheduler
+        deadline = tenant.drain_until_seconds
+        if scheduler is not None and deadline is not None:
+            if scheduler.has_work and self.clock.now() < deadline:
+                return
+            for sequence in list(scheduler):
+                end_early(tenant, scheduler, sequence, now=self.clock.now(), error=None)
+        if self._arena is not None:
+            self._arena.release(tenant.spec.name)
+        self._tenants.pop(tenant.spec.name, None)
+        self.metrics.forget_model(tenant.spec.name)
+        self._show_arena()
+
+    # -- state ---------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Return the document of contracts §6."""
-        raise NotImplementedError
+        tenants = dict(self._tenants)
+        schedulers = [t.scheduler for t in tenants.values() if t.scheduler is not None]
+        arena = self._arena
+        now = self.clock.now()
+        return {
+            "v": 1,
+            "revision": self.config.revision,
+            "draining": self._draining,
+            "engine_version": ENGINE_VERSION,
+            "capabilities": CAPABILITIES.to_dict(),
+            "config": {
+                "device": self.config.device,
+                "threads": self.config.threads,
+                "memory_bytes": self.config.memory_bytes,
+                "max_batch_tokens": self.config.max_batch_tokens,
+                "max_seqs": self.config.max_seqs,
+                "pressure": self.config.pressure,
+                "limits": dict(self.config.limits),
+            },
+            "models": [
+                {
+                    "name": name,
+                    "state": tenant.state,
+                    "error": _error(tenant),
+                    "max_model_len": tenant.max_model_len,
+                    "running": len(tenant.scheduler.running) if tenant.scheduler else 0,
+                    "waiting": len(tenant.scheduler.waiting) if tenant.scheduler else 0,
+                }
+                for name, tenant in tenants.items()
+            ],
+            "slabs": {"free": 0, "weights": 0, "kv": 0} if arena is None else arena.counts(),
+            "kv": {
+                "capacity_tokens": sum(s.blocks.capacity for s in schedulers) * BLOCK_TOKENS,
+                "used_tokens": sum(s.blocks.used for s in schedulers) * BLOCK_TOKENS,
+            },
+            "advice": self.config.advice,
+            "errors": list(self._errors),
+            "windows": {name: tenant.windows.rows(now=now) for name, tenant in tenants.items()},
+        }
+
+
+def _error(tenant: Tenant) -> dict[str, str] | None:
+    if tenant.error is None:
+        return None
+    reason = getattr(tenant.error, "reason", tenant.error.code)
+    return {"reason": reason, "message": tenant.error.message}
+
+
+def _unavailable(sequence: Sequence, tenant: Tenant) -> Output:
+    return Output(
+        request_id=sequence.request.request_id,
+        error=ModelUnavailableError(
+            f"The model {tenant.spec.name!r} went away before this request began. Send it again.",
+            param="model",
+        ),
+    )

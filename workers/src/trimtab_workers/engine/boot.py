@@ -1,0 +1,138 @@
+"""From a model set to loaded models: open, size the arena, load, split the rest as KV cache."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from trimtab_workers.engine.arena import Arena, choose_slab, slabs_for_weights
+from trimtab_workers.engine.config import BLOCK_TOKENS
+from trimtab_workers.engine.errors import EngineError, ModelCorruptError, OutOfMemoryError
+from trimtab_workers.engine.memory import ArenaMemory
+from trimtab_workers.engine.tokenizer import load_tokenizer
+from trimtab_workers.engine.weights.store import open_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trimtab_workers.engine.config import EngineConfig
+    from trimtab_workers.engine.tenants import Tenant
+
+log = logging.getLogger(__name__)
+
+PAGE_BYTES = 4096
+_AUTO_CONTEXTS = 8
+
+
+def open_tenant(tenant: Tenant) -> bool:
+    """Open a model's checkpoint and tokenizer; on failure the model is Failed, nothing else."""
+    try:
+        tenant.checkpoint = open_checkpoint(tenant.spec)
+        tenant.tokenizer = load_tokenizer(
+            tenant.checkpoint, chat_template=tenant.spec.chat_template
+        )
+    except EngineError as error:
+        fail(tenant, error)
+        return False
+    tenant.set_state("Loading")
+    return True
+
+
+def fail(tenant: Tenant, error: EngineError) -> None:
+    """Mark a model Failed and say why, once."""
+    tenant.checkpoint = None
+    tenant.set_state("Failed", error)
+    log.error(
+        "model_failed", extra={"model": tenant.spec.name, "code": error.code, "reason": str(error)}
+    )
+
+
+def build_arena(tenants: Sequence[Tenant], config: EngineConfig) -> tuple[Arena, ArenaMemory]:
+    """Size and allocate the arena for opened models.
+
+    Raises:
+        OutOfMemoryError: `memory_bytes` holds not even the fixed regions; names both numbers.
+    """
+    units = [tenant.unit for tenant in tenants]
+    slab_bytes = choose_slab(units, align_bytes=PAGE_BYTES).slab_bytes
+    fixed = sum(tenant.fixed_bytes for tenant in tenants)
+    weights = sum(slabs_for_weights(unit, slab_bytes) for unit in units)
+    if config.memory_bytes is None:
+        slabs = weights + sum(_kv_slabs(t, config, slab_bytes) for t in tenants)
+    else:
+        slabs = max(0, config.memory_bytes - fixed) // slab_bytes
+    if slabs < 1:
+        raise OutOfMemoryError(
+            f"memory_bytes is {config.memory_bytes}, but embeddings and norms of the models need "
+            f"{fixed} bytes and their layers {weights * slab_bytes} more. Raise memory_bytes."
+        )
+    log.info(
+        "arena_sized",
+        extra={
+            "slab_bytes": slab_bytes,
+            "slabs": slabs,
+            "weight_slabs": weights,
+            "fixed_bytes": fixed,
+        },
+    )
+    return Arena(slab_bytes=slab_bytes, slabs=slabs), ArenaMemory(
+        slab_bytes=slab_bytes, slabs=slabs
+    )
+
+
+def _kv_slabs(tenant: Tenant, config: EngineConfig, slab_bytes: int) -> int:
+    """KV slabs for up to 8 full contexts, when no budget was given."""
+    shape = tenant.shape
+    context = min(config.max_model_len or shape.max_positions, shape.max_positions)
+    tokens = context * min(config.max_seqs, _AUTO_CONTEXTS)
+    per_slab = slab_bytes // (tenant.unit.block_bytes * shape.layers)
+    blocks = -(-tokens // BLOCK_TOKENS) + 1
+    reserve = int(config.watermark * blocks) + 2
+    return -(-(blocks + reserve) // per_slab)
+
+
+def load_tenant(tenant: Tenant, arena: Arena, memory: ArenaMemory) -> bool:
+    """Copy a model's weights into its slabs; on failure it is Failed and its slabs are free."""
+    try:
+        tenant.claim(arena, memory)
+        if tenant.model is not None and tenant.checkpoint is not None:
+            tenant.model.load(tenant.checkpoint)
+            tenant.checkpoint.close()
+    except EngineError as error:
+        problem: EngineError = error
+    except (OSError, ValueError, RuntimeError) as error:
+        # Libraries that read foreign bytes raise these; the user sees which model is at fault.
+        problem = ModelCorruptError(
+            f"Model {tenant.spec.name}: its weights cannot be read: {error}. Fetch them again."
+        )
+    else:
+        return True
+    arena.release(tenant.spec.name)
+    tenant.model = None
+    fail(tenant, problem)
+    return False
+
+
+def open_caches(
+    tenants: Sequence[Tenant], arena: Arena, memory: ArenaMemory, config: EngineConfig
+) -> None:
+    """Split the free slabs evenly among loaded models, which become Resident."""
+    free = arena.free
+    for index, tenant in enumerate(tenants):
+        share = free // len(tenants) + (index < free % len(tenants))
+        try:
+            tenant.open_cache(arena, memory, slabs=share, config=config)
+        except OutOfMemoryError as error:
+            arena.release(tenant.spec.name)
+            tenant.model = None
+            fail(tenant, error)
+            continue
+        tenant.set_state("Resident")
+        log.info(
+            "model_resident",
+            extra={
+                "model": tenant.spec.name,
+                "max_model_len": tenant.max_model_len,
+                "kv_slabs": share,
+            },
+        )

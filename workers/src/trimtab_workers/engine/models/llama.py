@@ -1,0 +1,272 @@
+"""Llama-like decoders (Llama, SmolLM2, Mistral, Qwen2, Qwen3) over views into slabs.
+
+No nn.Module: a layer is a handful of tensors that `bind` points into the arena. Projections are
+fused (qkv, gate-up), so a layer is four matrix products.
+
+Rows do not depend on their neighbours: the CPU kernels behind `linear` and attention give every
+row the same bits for any number of rows of at least MIN_ROWS, so callers pad up to that
+(docs/benchmarks/engine-exactness.md has what was measured).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from trimtab_workers.engine.memory import TORCH_DTYPES
+from trimtab_workers.engine.models.shape import DTYPE_BYTES, LlamaShape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trimtab_workers.engine.attention import AttentionPlan
+    from trimtab_workers.engine.weights.checkpoint import Checkpoint
+
+MIN_ROWS = 4
+_PIECE_ALIGN = 64
+
+
+def tensor_shapes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+    """Return the HF name and shape of every tensor of a model."""
+    d, hd = shape.hidden, shape.head_dim
+    q, kv, ff = shape.heads * hd, shape.kv_heads * hd, shape.intermediate
+    result: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (shape.vocab, d),
+        "model.norm.weight": (d,),
+    }
+    if not shape.tied:
+        result["lm_head.weight"] = (shape.vocab, d)
+    for layer in range(shape.layers):
+        prefix = f"model.layers.{layer}"
+        result |= {
+            f"{prefix}.self_attn.q_proj.weight": (q, d),
+            f"{prefix}.self_attn.k_proj.weight": (kv, d),
+            f"{prefix}.self_attn.v_proj.weight": (kv, d),
+            f"{prefix}.self_attn.o_proj.weight": (d, q),
+            f"{prefix}.mlp.gate_proj.weight": (ff, d),
+            f"{prefix}.mlp.up_proj.weight": (ff, d),
+            f"{prefix}.mlp.down_proj.weight": (d, ff),
+            f"{prefix}.input_layernorm.weight": (d,),
+            f"{prefix}.post_attention_layernorm.weight": (d,),
+        }
+        if shape.qkv_bias:
+            result |= {
+                f"{prefix}.self_attn.q_proj.bias": (q,),
+                f"{prefix}.self_attn.k_proj.bias": (kv,),
+                f"{prefix}.self_attn.v_proj.bias": (kv,),
+            }
+        if shape.qk_norm:
+            result |= {
+                f"{prefix}.self_attn.q_norm.weight": (hd,),
+                f"{prefix}.self_attn.k_norm.weight": (hd,),
+            }
+    return result
+
+
+def layer_bytes(shape: LlamaShape, dtype: str) -> int:
+    """Bytes that one layer's matrices take in its home, pieces aligned to 64 bytes."""
+    return sum(_aligned(rows * cols * DTYPE_BYTES[dtype]) for rows, cols in _pieces(shape))
+
+
+def fixed_bytes(shape: LlamaShape, dtype: str) -> int:
+    """Bytes outside slabs: embedding, head, norms, biases."""
+    return shape.fixed_elements * DTYPE_BYTES[dtype]
+
+
+def _pieces(shape: LlamaShape) -> list[tuple[int, int]]:
+    """Shapes of qkv, o, gate-up, down, in the order they lie in a home."""
+    d, ff = shape.hidden, shape.intermediate
+    return [(shape.qkv_rows, d), (d, shape.heads * shape.head_dim), (2 * ff, d), (d, ff)]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _PIECE_ALIGN) * _PIECE_ALIGN
+
+
+@dataclass(slots=True)
+class Layer:
+    """One layer's tensors; the four matrices are views into its home."""
+
+    qkv: torch.Tensor
+    out: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    attention_norm: torch.Tensor
+    mlp_norm: torch.Tensor
+    qkv_bias: torch.Tensor | None = None
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+
+
+class LlamaModel:
+    """A decoder whose layers live in slabs.
+
+    `home(offset_bytes, elements)` callables, one per layer, give the bytes to live in.
+    """
+
+    def __init__(
+        self,
+        shape: LlamaShape,
+        *,
+        dtype: str,
+        homes: list[Callable[[int, int], torch.Tensor]],
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._homes = homes
+        self.layers: list[Layer] = []
+        self.embedding = torch.empty(0)
+        self.head = torch.empty(0)
+        self.norm = torch.empty(0)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Copy a checkpoint into the homes and the fixed region, one tensor at a time."""
+        shapes = tensor_shapes(self.shape)
+        kind = TORCH_DTYPES[self.dtype]
+
+        def read(name: str) -> torch.Tensor:
+            tensor = checkpoint.tensor(name)
+            if tuple(tensor.shape) != shapes[name]:
+                from trimtab_workers.engine.errors import ModelCorruptError  # noqa: PLC0415
+
+                raise ModelCorruptError(
+                    f"{checkpoint.where}: tensor {name} has shape {tuple(tensor.shape)}, but the "
+                    f"configuration asks for {shapes[name]}. Fetch the checkpoint again."
+                )
+            return tensor
+
+        def fixed(name: str) -> torch.Tensor:
+            return read(name).to(kind).clone()
+
+        self.embedding = fixed("model.embed_tokens.weight")
+        self.head = self.embedding if self.shape.tied else fixed("lm_head.weight")
+        self.norm = fixed("model.norm.weight")
+        self.layers = [self._load_layer(index, read, fixed) for index in range(self.shape.layers)]
+
+    def _load_layer(
+        self,
+        index: int,
+        read: Callable[[str], torch.Tensor],
+        fixed: Callable[[str], torch.Tensor],
+    ) -> Layer:
+        prefix = f"model.layers.{index}"
+        sources = (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.o_proj",),
+            ("mlp.gate_proj", "mlp.up_proj"),
+            ("mlp.down_proj",),
+        )
+        views: list[torch.Tensor] = []
+        offset = 0
+        for (rows, cols), names in zip(_pieces(self.shape), sources, strict=True):
+            view = self._homes[index](offset, rows * cols).view(rows, cols)
+            at = 0
+            for name in names:
+                part = read(f"{prefix}.{name}.weight")
+                view[at : at + part.shape[0]].copy_(part)
+                at += part.shape[0]
+            views.append(view)
+            offset += _aligned(rows * cols * DTYPE_BYTES[self.dtype])
+        qkv, out, gate_up, down = views
+        layer = Layer(
+            qkv=qkv,
+            out=out,
+            gate_up=gate_up,
+            down=down,
+            attention_norm=fixed(f"{prefix}.input_layernorm.weight"),
+            mlp_norm=fixed(f"{prefix}.post_attention_layernorm.weight"),
+        )
+        if self.shape.qkv_bias:
+            names = tuple(f"{prefix}.self_attn.{x}_proj.bias" for x in "qkv")
+            layer.qkv_bias = torch.cat([fixed(name) for name in names])
+        if self.shape.qk_norm:
+            layer.q_norm = fixed(f"{prefix}.self_attn.q_norm.weight")
+            layer.k_norm = fixed(f"{prefix}.self_attn.k_norm.weight")
+        return layer
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        *,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        attention: AttentionPlan,
+        layers: int | None = None,
+    ) -> torch.Tensor:
+        """Compute hidden states after the last layer, before the final norm.
+
+        Args:
+            token_ids: int64, shape [rows], rows ≥ MIN_ROWS.
+            rotation: Cosines and signed sines, shape [rows, 1, head_dim].
+            attention: What each row attends to.
+            layers: Stop after this many, for fingerprints; None runs all.
+
+        Returns:
+            Shape [rows, hidden].
+        """
+        shape = self.shape
+        rows = token_ids.shape[0]
+        q_cols = shape.heads * shape.head_dim
+        rotated = (shape.heads + shape.kv_heads) * shape.head_dim
+        cos, sin = rotation
+        half = shape.head_dim // 2
+        x = functional.embedding(token_ids, self.embedding)
+        for index, layer in enumerate(self.layers[:layers]):
+            hidden = self._normed(x, layer.attention_norm)
+            qkv = functional.linear(hidden, layer.qkv, layer.qkv_bias)
+            heads = qkv[:, :rotated].view(rows, -1, shape.head_dim)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                self._norm_heads(heads, layer.q_norm, layer.k_norm)
+            swapped = heads.roll(half, dims=-1)
+            heads.mul_(cos).add_(swapped.mul_(sin))
+            mixed = attention.attend(
+                index,
+                qkv[:, :q_cols].view(rows, shape.heads, shape.head_dim),
+                qkv[:, q_cols:].view(rows, 2, shape.kv_heads, shape.head_dim),
+            )
+            x = x + functional.linear(mixed, layer.out)
+            hidden = self._normed(x, layer.mlp_norm)
+            gate, up = functional.linear(hidden, layer.gate_up).chunk(2, dim=-1)
+            x = x + functional.linear(functional.silu(gate).mul_(up), layer.down)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn hidden states, shape [rows, hidden], into float32 logits [rows, vocab]."""
+        return functional.linear(self._normed(hidden, self.norm), self.head).float()
+
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.norm_eps)
+
+    def _norm_heads(self, heads: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> None:
+        for part, weight in ((heads[:, : self.shape.heads], q), (heads[:, self.shape.heads :], k)):
+            part.copy_(self._normed(part, weight))
+
+
+def rotation_table(shape: LlamaShape, *, positions: int, dtype: str) -> torch.Tensor:
+    """Return rotary cosines and signed sines, shape [2, positions, 1, head_dim].
+
+    The sine's first half is negated, so that a rotation is x·cos + roll(x, d/2)·sin.
+    """
+    inverse = shape.rope_theta ** -(
+        torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
+    )
+    if shape.rope_scaling is not None:
+        inverse = _llama3_frequencies(shape, inverse)
+    angles = torch.outer(torch.arange(positions).float(), inverse)
+    cos, sin = angles.cos(), angles.sin()
+    table = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
+    return table.unsqueeze(2).to(TORCH_DTYPES[dtype])
+
+
+def _llama3_frequencies(shape: LlamaShape, inverse: torch.Tensor) -> torch.Tensor:
+    scaling = shape.rope_scaling
+    if scaling is None:
+        return inverse
+    wavelength = 2 * math.pi / inverse
+    ratio = scaling.original_max_positions / wavelength
+    spread = scaling.high_freq_factor - scaling.low_freq_factor
+    smooth = ((ratio - scaling.low_freq_factor) / spread).clamp(0.0, 1.0)
+    return inverse / scaling.factor * (1 - smooth) + inverse * smooth
