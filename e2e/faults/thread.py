@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import threading
 from typing import TYPE_CHECKING, Any, Self
 
+from e2e.faults.loop import LoopThread
 from e2e.faults.proxy import FaultProxy
 from e2e.faults.writes import Writes, writes
 
 if TYPE_CHECKING:
     import collections
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from e2e.faults.faults import Fault
     from e2e.faults.seen import Seen
@@ -24,34 +22,23 @@ class ThreadedProxy:
     def __init__(self, upstream: str, **settings: Any) -> None:
         self._upstream = upstream
         self._settings = settings
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._loop = LoopThread()
         self._proxy: FaultProxy | None = None
 
     def __enter__(self) -> Self:
         """Start the thread and listen."""
-        self._thread.start()
-        self._call(self._open())
+        self._loop.start()
+        self._loop.call(self._open())
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close everything and end the thread."""
-        self._call(self.proxy.__aexit__())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._loop.call(self.proxy.__aexit__())
+        self._loop.stop()
 
     async def _open(self) -> None:
         self._proxy = FaultProxy(self._upstream, **self._settings)
         await self._proxy.__aenter__()
-
-    def _call(self, coroutine: Coroutine[Any, Any, Any], *, seconds: float | None = 60) -> Any:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result(seconds)
-        except concurrent.futures.TimeoutError:
-            future.cancel()
-            raise
 
     @property
     def proxy(self) -> FaultProxy:
@@ -76,7 +63,7 @@ class ThreadedProxy:
         async def copy() -> list[Seen]:
             return list(self.proxy.log)
 
-        return list(self._call(copy()))
+        return list(self._loop.call(copy()))
 
     def now(self) -> float:
         """Return the time of the proxy's clock, for windows of the log."""
@@ -92,18 +79,18 @@ class ThreadedProxy:
 
     def refuse(self, seconds: float) -> None:
         """Be down for a while; returns when it is over."""
-        self._call(self.proxy.refuse(seconds), seconds=seconds + 30)
+        self._loop.call(self.proxy.refuse(seconds), seconds=seconds + 30)
 
     def cut_all(self) -> None:
         """Cut every open connection."""
-        self._loop.call_soon_threadsafe(self.proxy.cut_all)
+        self._loop.soon(self.proxy.cut_all)
 
     def wait_for(
         self, wanted: Callable[[Seen], bool], *, count: int = 1, seconds: float = 30
     ) -> list[Seen]:
         """Wait until `count` logged requests are wanted ones."""
         waiting = self.proxy.wait_for(wanted, count=count, seconds=seconds)
-        return list(self._call(waiting, seconds=seconds + 5))
+        return list(self._loop.call(waiting, seconds=seconds + 5))
 
     def writes(self, *, since: float, until: float | None = None, identity: str = "") -> Writes:
         """Count what passed since a time of the proxy's clock."""
