@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from trimtab.cli import crds
+from trimtab.cli import crds, finalizers, model
 from trimtab.cli.output import write
+from trimtab.cli.why import why
 
 app = typer.Typer(
     name="trimtab",
@@ -14,7 +15,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Trimtab takes intents instead of settings and explains every decision.",
 )
+app.command()(why)
 app.add_typer(crds.app, name="crds")
+app.add_typer(model.app, name="model")
+app.add_typer(finalizers.app, name="finalizers")
 
 
 @app.command()
