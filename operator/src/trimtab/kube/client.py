@@ -41,8 +41,9 @@ async def configuration() -> Configuration:
         kubernetes.aio.config.ConfigException: Neither exists.
     """
     config = Configuration()
-    if os.environ.get("KUBECONFIG"):
-        await load_kube_config(client_configuration=config)
+    if path := os.environ.get("KUBECONFIG"):
+        # Named here, because the client reads the variable at import and never again.
+        await load_kube_config(config_file=path, client_configuration=config)
     else:
         load_incluster_config(client_configuration=config)
     return config

@@ -78,22 +78,20 @@ class ObjectCache(Generic[T]):
             return self._remove(record)
         return self._store(record)
 
-    def put(self, body: Body) -> T:
-        """Take the answer of a write in, so that the next step reads it; return its record.
+    def put(self, body: Body) -> tuple[T, Change[T] | None]:
+        """Take the answer of a write in, so that the next step reads it.
 
-        That is the object as written: an event may meanwhile have brought a newer, foreign edit.
+        Returns:
+            The object as written (an event may meanwhile have brought a newer, foreign edit), and
+            what was news: its own watch event will tell nothing new any more.
         """
         record = self._project(body)
-        self._store(record)
-        return record
+        return record, self._store(record)
 
-    def forget(self, uid: str) -> T | None:
-        """Drop an object that is known to be gone, such as after an audit."""
+    def forget(self, uid: str) -> Change[T] | None:
+        """Drop an object that is known to be gone, such as after a delete or an audit."""
         record = self.by_uid(uid)
-        if record is None:
-            return None
-        self._remove(record)
-        return record
+        return None if record is None else self._remove(record)
 
     def _store(self, record: T) -> Change[T] | None:
         if record.uid in self._gone:

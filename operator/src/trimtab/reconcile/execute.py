@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from trimtab.kube.resources import Manifest
     from trimtab.kube.writer import Writer
+    from trimtab.observe.cache import Change
     from trimtab.observe.caches import Caches
     from trimtab.observe.records import IntentRecord
     from trimtab.reconcile.plan import Deletion, EventRecord, Plan
@@ -55,7 +56,10 @@ class Executor:
         *,
         utcnow: Callable[[], datetime],
         instance: str,
+        changed: Callable[[str, Change[Any]], None],
     ) -> None:
+        """Prepare; `changed` is told what our own writes changed, by the kind's plural."""
+        self._changed = changed
         self._writer = writer
         self._caches = caches.by_plural()
         self._intents = caches.inferenceintents
@@ -125,8 +129,10 @@ class Executor:
         if live and not live.deleting and known == _Remembered(wanted, live.fingerprint):
             return False
         answer = await self._writer.apply(manifest)
-        written = cache.put(answer)
+        written, change = cache.put(answer)
         self._children[key] = _Remembered(wanted, written.fingerprint)
+        if change is not None:
+            self._changed(resource.plural, change)
         return True
 
     async def delete(self, deletion: Deletion) -> None:
@@ -138,7 +144,9 @@ class Executor:
             uid=deletion.uid,
             resource_version=deletion.resource_version,
         )
-        self._caches[deletion.resource.plural].forget(deletion.uid)
+        change = self._caches[deletion.resource.plural].forget(deletion.uid)
+        if change is not None:
+            self._changed(deletion.resource.plural, change)
         self._children.pop((deletion.resource.plural, deletion.namespace, deletion.name), None)
 
     async def _status(
@@ -175,7 +183,7 @@ class Executor:
                 "status": json.loads(json.dumps(status)),
             }
         )
-        written = self._intents.put(answer)
+        written, _ = self._intents.put(answer)
         self._statuses[subject.uid] = _Remembered(wanted, digest(written.status))
         return True
 

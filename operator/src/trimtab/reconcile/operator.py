@@ -87,7 +87,13 @@ class Operator:
             capabilities=ASSUMED,
             loads=LoadBook(time_divisor=settings.policy_time_divisor),
         )
-        self.executor = Executor(writer, self.caches, utcnow=utcnow, instance=settings.pod_name)
+        self.executor = Executor(
+            writer,
+            self.caches,
+            utcnow=utcnow,
+            instance=settings.pod_name,
+            changed=lambda plural, change: self.waker.changed(plural, change),
+        )
         self.fleet = FleetPlanner(
             pool=pool or Pool(),
             policy=PlannerPolicy(),

@@ -58,8 +58,11 @@ class Waker:
         change = self._by_plural[plural].apply_event(kind, body)
         if kind is None and past_barrier:
             self._relisted(plural)
-        if change is None:
-            return
+        if change is not None:
+            self.changed(plural, change)
+
+    def changed(self, plural: str, change: Change[Any]) -> None:
+        """Wake whom a change concerns, whether an event or a write of ours brought it."""
         match plural:
             case "inferenceintents":
                 self._intent(change)

@@ -170,10 +170,12 @@ def _rolled(observed: ObservedIntent, *, plan_digest: str) -> Condition:
     unseen = deployment.observed_generation < deployment.generation
     present = sum(not pod.deleting for pod in observed.pods)
     rolling = deployment.updated_replicas < deployment.replicas or present > deployment.replicas
-    waiting = next((p for p in observed.pods if p.unschedulable), None)
+    # Old replicas serve until new ones do, so a roll that waits takes nothing away.
+    serves: Truth = "True" if deployment.available_replicas else "False"
+    waiting = next((p for p in observed.pods if p.unschedulable and not p.deleting), None)
     if waiting is not None:
         message = f"Pod {waiting.name} cannot be scheduled: {waiting.unschedulable}"
-        return condition(observed, kind, "False", obstacle_reason(waiting.unschedulable), message)
+        return condition(observed, kind, serves, obstacle_reason(waiting.unschedulable), message)
     if deployment.problem and deployment.ready_replicas < deployment.replicas:
         message = f"{name}: {deployment.problem}"
         return condition(observed, kind, "False", _refusal_reason(deployment.problem), message)
@@ -182,8 +184,7 @@ def _rolled(observed: ObservedIntent, *, plan_digest: str) -> Condition:
             f"{name} is rolling: {deployment.updated_replicas} of {deployment.replicas} replicas "
             "are of the new plan; old ones serve until then."
         )
-        status: Truth = "True" if deployment.available_replicas else "False"
-        return condition(observed, kind, status, Reason.ROLLING, message)
+        return condition(observed, kind, serves, Reason.ROLLING, message)
     if deployment.foreign_replicas_manager:
         message = (
             f"{name} has {deployment.replicas} replicas as set by "

@@ -1,0 +1,400 @@
+"""The operator in this process against a real API server; kubelets and workers are played."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import kopf
+
+from trimtab.handlers.watching import register
+from trimtab.kube.client import MERGE, KubeClient
+from trimtab.kube.errors import ApiError
+from trimtab.kube.resources import CONFIG_MAP, INTENT, JOB, POD, Manifest, Resource, resource_of
+from trimtab.kube.writer import TokenBucket, Writer
+from trimtab.planning.plan import (
+    Confidence,
+    FingerprintNeed,
+    FleetPlan,
+    IntentPlan,
+    Latency,
+    Option,
+    Prediction,
+)
+from trimtab.planning.snapshot import Config
+from trimtab.reconcile.operator import Operator
+from trimtab.settings import HostPathPolicy, Settings, Sources
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trimtab.planning.policy import PlannerPolicy
+    from trimtab.planning.snapshot import FleetSnapshot, IntentView
+
+STRATEGIC = "application/strategic-merge-patch+json"
+
+VERDICT = json.dumps(
+    {
+        "v": 1,
+        "ok": True,
+        "family": "llama",
+        "architecture": {
+            "family": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "attention_heads": 9,
+            "kv_heads": 3,
+            "head_dim": 64,
+            "vocab_size": 49152,
+            "tied_embeddings": True,
+        },
+        "depth": 30,
+        "precision": "bf16",
+        "quantization": None,
+        "format": "safetensors",
+        "parameters": 134515008,
+        "weightBytes": 269030016,
+        "contextLength": 2048,
+        "chatTemplate": True,
+        "source": "abc",
+        "cpuModel": "Test CPU",
+        "cpus": 2,
+    }
+)
+
+
+def an_option(view: IntentView, *, precision: str = "bf16", **changes: Any) -> Option:
+    latency = Latency(
+        mean_us=20_000,
+        p50_us=20_000,
+        p95_us=30_000,
+        p99_us=40_000,
+        percentile=95,
+        percentile_us=30_000,
+    )
+    fields: dict[str, Any] = {
+        "config": Config(product="cpu", cpu_model="Test CPU", precision=precision, threads=1),
+        "replicas": 1,
+        "memory_bytes": 900 * 2**20,
+        "arena_bytes": 384 * 2**20,
+        "kv_tokens": 4096,
+        "max_model_len": 2048,
+        "max_seqs": 8,
+        "max_batch_tokens": 512,
+        "predicted": Prediction(
+            ttft=latency,
+            tpot=latency,
+            e2e=latency,
+            unloaded_e2e_us=20_000,
+            capacity_milli_rps=4000,
+            utilisation_permille=250,
+            mean_batch_milli=1000,
+            overloaded=False,
+        ),
+        "margin_permille": 200,
+        "ttft_margin_permille": 200,
+        "confidence": Confidence(level="Low", reasons=("estimated",)),
+        "cost_per_hour_micro_usd": 40_000,
+        "cost_per_million_output_tokens_micro_usd": 700_000,
+        "cost_per_million_at_capacity_micro_usd": 100_000,
+        "fingerprint": "0123456789abcdef",
+    }
+    return Option(**(fields | changes))
+
+
+def a_plan(view: IntentView, **changes: Any) -> IntentPlan:
+    fields: dict[str, Any] = {
+        "uid": view.uid,
+        "namespace": view.namespace,
+        "name": view.name,
+        "generation": view.generation,
+        "verdict": "Planned",
+        "reason": "Chosen",
+        "message": "cpu, bf16, one thread: cheapest that carries the load.",
+        "option": an_option(view),
+    }
+    return IntentPlan(**(fields | changes))
+
+
+class PlayedPlanner:
+    """Stands in for the planner's process."""
+
+    def __init__(self) -> None:
+        self.decide: Callable[[IntentView], IntentPlan] = a_plan
+        self.snapshots: list[FleetSnapshot] = []
+
+    async def plan(self, snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
+        self.snapshots.append(snapshot)
+        return FleetPlan(
+            intents=tuple(self.decide(view) for view in snapshot.intents), policy=policy.digest()
+        )
+
+    def close(self, *, kill: bool = False) -> None:
+        pass
+
+
+class PlayedAdmin:
+    """Stands in for pods' admin ports: every worker has the models that were said to be resident."""
+
+    def __init__(self) -> None:
+        self.models: list[str] = []
+
+    async def get_all(self, addresses: Any, path: str) -> dict[str, Any]:
+        answer = {"v": 1, "models": [{"name": n, "state": "Resident"} for n in self.models]}
+        return {uid: answer if path == "/-/state" else None for uid, _ in addresses}
+
+
+class CountingWrites:
+    def __init__(self) -> None:
+        self.writes: list[tuple[str, str, str]] = []
+
+    def wrote(self, *, kind: str, verb: str, result: str) -> None:
+        self.writes.append((kind, verb, result))
+
+    def forbidden(self, *, verb: str, resource: str) -> None:
+        pass
+
+
+class Lab:
+    """An administrator's hands on the cluster, and eyes with a deadline."""
+
+    def __init__(self, client: KubeClient, namespace: str) -> None:
+        self.client = client
+        self.namespace = namespace
+        self.system = f"{namespace}-system"
+
+    async def apply(self, manifest: Manifest, *, manager: str = "user") -> Manifest:
+        resource, meta = resource_of(manifest), manifest["metadata"]
+        return await self.client.request(
+            "PATCH",
+            resource.path(namespace=meta["namespace"], name=meta["name"]),
+            query={"fieldManager": manager},
+            body=manifest,
+            content_type="application/apply-patch+yaml",
+        )
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Manifest, sub: str = ""
+    ) -> Manifest:
+        return await self.client.request(
+            "PATCH",
+            resource.path(namespace=namespace, name=name, subresource=sub),
+            body=body,
+            content_type=STRATEGIC if resource is POD else MERGE,
+        )
+
+    async def list(self, resource: Resource, namespace: str, selector: str = "") -> list[Manifest]:
+        return [
+            item
+            async for item in self.client.items(
+                resource, namespace=namespace, label_selector=selector
+            )
+        ]
+
+    async def wait(
+        self, what: str, look: Callable[[], Awaitable[Any]], *, seconds: float = 30
+    ) -> Any:
+        deadline = time.monotonic() + seconds
+        seen: Any = None
+        while time.monotonic() < deadline:
+            seen = await look()
+            if seen:
+                return seen
+            await asyncio.sleep(0.1)
+        state = [i.get("status") for i in await self.list(INTENT, self.namespace)]
+        raise AssertionError(f"no {what} within {seconds} s; statuses: {json.dumps(state)[:4000]}")
+
+    async def intent(self, name: str = "chat") -> Manifest:
+        found = await self.client.get(INTENT, namespace=self.namespace, name=name)
+        assert found is not None
+        return found
+
+    async def condition(self, kind: str, reason: str, name: str = "chat") -> dict[str, Any]:
+        async def look() -> Any:
+            found = await self.client.get(INTENT, namespace=self.namespace, name=name) or {}
+            conditions = (found.get("status") or {}).get("conditions") or ()
+            return next(
+                (c for c in conditions if c["type"] == kind and c["reason"] == reason), None
+            )
+
+        return await self.wait(f"{kind}/{reason}", look)
+
+    async def job(self, namespace: str, component: str) -> Manifest:
+        async def look() -> Any:
+            jobs = await self.list(JOB, namespace, f"app.kubernetes.io/component={component}")
+            return [
+                j
+                for j in jobs
+                if not any(c["type"] == "Complete" for c in j["status"].get("conditions", ()))
+            ]
+
+        return (await self.wait(f"{component} Job", look))[0]
+
+    async def end_job(self, namespace: str, component: str, message: str) -> Manifest:
+        """Play the kubelet: the Job's pod ends with status 0 and this message."""
+        job = await self.job(namespace, component)
+        selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
+        pods = await self.wait("pod of the Job", lambda: self.list(POD, namespace, selector))
+        container = pods[0]["spec"]["containers"][0]["name"]
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        ended = {"exitCode": 0, "reason": "Completed", "message": message}
+        ended |= {"startedAt": now, "finishedAt": now, "containerID": "played://1"}
+        status = {
+            "phase": "Succeeded",
+            "containerStatuses": [
+                {
+                    "name": container,
+                    "image": "x",
+                    "imageID": "x",
+                    "ready": False,
+                    "restartCount": 0,
+                    "state": {"terminated": ended},
+                }
+            ],
+        }
+        await self.patch(POD, namespace, pods[0]["metadata"]["name"], {"status": status}, "status")
+        return job
+
+    async def start_workers(self, *, count: int = 1) -> list[Manifest]:
+        """Play the kubelet: worker pods run and are ready."""
+
+        async def look() -> Any:
+            pods = await self.list(POD, self.namespace, "app.kubernetes.io/component=worker")
+            alive = [p for p in pods if not p["metadata"].get("deletionTimestamp")]
+            return alive if len(alive) >= count else None
+
+        pods: list[Manifest] = await self.wait(f"{count} worker pods", look)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for number, pod in enumerate(pods):
+            running = {"name": "worker", "image": "x", "imageID": "x", "ready": True}
+            running |= {
+                "restartCount": 0,
+                "started": True,
+                "state": {"running": {"startedAt": now}},
+            }
+            status = {
+                "phase": "Running",
+                "podIP": f"192.0.2.{number + 1}",
+                "podIPs": [{"ip": f"192.0.2.{number + 1}"}],
+                "conditions": [
+                    {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
+                    {"type": "Ready", "status": "True", "lastTransitionTime": now},
+                    {"type": "ContainersReady", "status": "True", "lastTransitionTime": now},
+                ],
+                "containerStatuses": [running],
+            }
+            await self.patch(
+                POD, self.namespace, pod["metadata"]["name"], {"status": status}, "status"
+            )
+        return pods
+
+    async def delete(self, resource: Resource, namespace: str, name: str) -> None:
+        with contextlib.suppress(ApiError):
+            await self.client.request("DELETE", resource.path(namespace=namespace, name=name))
+
+
+def an_intent(namespace: str, name: str = "chat", **spec: Any) -> Manifest:
+    source = {"persistentVolumeClaim": {"claimName": "models", "path": "smollm2-135m"}}
+    return {
+        "apiVersion": "trimtab.dev/v1alpha1",
+        "kind": "InferenceIntent",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "model": {"source": source},
+            "objective": "MinCost",
+            "load": {"requestsPerSecond": "1", "promptTokens": 128, "outputTokens": 64},
+        }
+        | spec,
+    }
+
+
+class Running:
+    """An operator that runs, and what it was given."""
+
+    def __init__(self, lab: Lab, settings: Settings) -> None:
+        self.lab = lab
+        self.settings = settings
+        self.planner = PlayedPlanner()
+        self.admin = PlayedAdmin()
+        self.counter = CountingWrites()
+        self.operator: Operator | None = None
+
+
+@contextlib.asynccontextmanager
+async def running(lab: Lab, **changes: Any) -> AsyncIterator[Running]:
+    """Run the operator, kopf included, for the length of the block."""
+    fields: dict[str, Any] = {
+        "system_namespace": lab.system,
+        "policy_time_divisor": 20,
+        "worker_image": "worker:test",
+        "sources": Sources(hostPath=HostPathPolicy(enabled=True, allowedPrefixes=("/srv/models",))),
+        "network_error_seconds": 5,
+    }
+    found = Running(lab, Settings(**(fields | changes)))
+    async with await KubeClient.connect(manager="trimtab-operator") as client:
+        writer = Writer(
+            client,
+            bucket=TokenBucket(rate_per_second=50, burst=100, clock=time.monotonic),
+            may_write=lambda: True,
+            observer=found.counter,
+        )
+        operator = Operator(
+            settings=found.settings,
+            client=client,
+            writer=writer,
+            admin=found.admin,  # type: ignore[arg-type]
+            clock=time.monotonic,
+            utcnow=lambda: datetime.now(UTC),
+            pool=found.planner,  # type: ignore[arg-type]
+        )
+        found.operator = operator
+        stop = asyncio.Event()
+        jobs = asyncio.create_task(operator.run())
+        watching = asyncio.create_task(
+            kopf.operator(
+                registry=register(operator), clusterwide=True, standalone=True, stop_flag=stop
+            )
+        )
+        try:
+            yield found
+            assert not jobs.done(), jobs
+            assert not watching.done(), watching
+        finally:
+            await operator.drain(timeout_seconds=5)
+            stop.set()
+            await asyncio.wait({watching}, timeout=10)
+            jobs.cancel()
+            await asyncio.gather(jobs, watching, return_exceptions=True)
+
+
+async def config_map(lab: Lab, name: str) -> Manifest | None:
+    return await lab.client.get(CONFIG_MAP, namespace=lab.system, name=name)
+
+
+def a_need(view: IntentView, **changes: Any) -> FingerprintNeed:
+    assert view.model is not None
+    fields: dict[str, Any] = {
+        "key": "00112233445566ff",
+        "architecture": view.model.architecture,
+        "product": "cpu",
+        "cpu_model": "Test CPU",
+        "threads": 1,
+        "precision": "bf16",
+        "kv_precision": "bf16",
+        "tensor_parallel_size": 1,
+        "priority": 0,
+    }
+    return FingerprintNeed(**(fields | changes))
+
+
+def prices(lab: Lab, text: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "trimtab-prices", "namespace": lab.system},
+        "data": {"prices.yaml": text},
+    }
