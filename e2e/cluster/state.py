@@ -23,7 +23,7 @@ USERS = {
     "scheduler": ("system:kube-scheduler", ""),
     "kwok": ("system:kwok", "system:masters"),
     "kube-proxy": ("system:kube-proxy", ""),
-    "coredns": ("system:coredns", "system:masters"),
+    "coredns": ("system:coredns", ""),
 }
 """Token name → (user, group) of the token file."""
 
