@@ -129,7 +129,6 @@ class Architecture:
             "hidden_act": "silu",
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
-            "attention_bias": self.qkv_bias,
             "sliding_window": self.sliding_window or None,
         }
 
