@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trimtab.observe.loads import LoadBook
     from trimtab.observe.records import IntentRecord, NodeRecord
     from trimtab.planning.fingerprint import Fingerprint
+    from trimtab.planning.snapshot import ModelView
     from trimtab.settings import Settings
 
 FINGERPRINT_KEY: Final = "fingerprint.json"
@@ -133,6 +134,14 @@ def _view(
     if facts is None:
         # Nothing can be planned for it, and it should not make other intents' snapshots differ.
         return None
+    load = loads.of(record.uid) or declared_load(intent)
+    return intent_view(record, intent, model=facts.model, load=load)
+
+
+def intent_view(
+    record: IntentRecord, intent: InferenceIntent, *, model: ModelView | None, load: Load | None
+) -> IntentView:
+    """Return an intent as planning reads it."""
     spec = intent.spec
     return IntentView(
         uid=record.uid,
@@ -140,10 +149,10 @@ def _view(
         name=record.name,
         generation=record.generation,
         created_seconds=_epoch(record.created),
-        model=facts.model,
+        model=model,
         objective=spec.objective.value,
         targets=_targets(intent),
-        load=loads.of(record.uid) or declared_load(intent),
+        load=load,
         constraints=_constraints(intent),
         sharing=spec.sharing.value,
         infeasible=spec.infeasible.value,
