@@ -43,9 +43,10 @@ class Tokenizer(Protocol):
 class ServedEngine(Protocol):
     """What the server needs of the engine; `trimtab_workers.engine.engine.Engine` has it."""
 
-    clock: Clock
-    registry: CollectorRegistry
-
+    @property
+    def clock(self) -> Clock: ...  # noqa: D102 - see Engine
+    @property
+    def registry(self) -> CollectorRegistry: ...  # noqa: D102 - see Engine
     def start(self) -> None: ...  # noqa: D102 - see Engine
     def stop(self, timeout_seconds: float = 10.0) -> None: ...  # noqa: D102 - see Engine
     def drain(self) -> None: ...  # noqa: D102 - see Engine
