@@ -290,14 +290,7 @@ def _template(
 
 
 def _from_gguf(checkpoint: Checkpoint, meta: Mapping[str, Any], override: str | None) -> Tokenizer:
-    kind = meta.get("tokenizer.ggml.model")
-    pre = meta.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
-        raise UnsupportedModelError(
-            f"{checkpoint.where}: tokenizer.ggml.model is {kind!r} with pre-tokenizer {pre!r}; read are "
-            f"'gpt2' with {', '.join(_PRE_TOKENIZERS)}. Give the model as a directory with "
-            "tokenizer.json."
-        )
+    pre = check_gguf_tokenizer(meta, where=checkpoint.where)
     backend = _gguf_backend(checkpoint, meta, pre)
     end = {
         meta[key]
@@ -319,6 +312,23 @@ def _from_gguf(checkpoint: Checkpoint, meta: Mapping[str, Any], override: str | 
         ),
         vocab=checkpoint.shape.vocab,
     )
+
+
+def check_gguf_tokenizer(meta: Mapping[str, Any], *, where: str) -> str:
+    """Return the name of a GGUF file's pre-tokenizer.
+
+    Raises:
+        UnsupportedModelError: Its tokenizer is of a kind that is not read.
+    """
+    kind = meta.get("tokenizer.ggml.model")
+    pre = meta.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
+        raise UnsupportedModelError(
+            f"{where}: tokenizer.ggml.model is {kind!r} with pre-tokenizer {pre!r}; read are "
+            f"'gpt2' with {', '.join(_PRE_TOKENIZERS)}. Give the model as a directory with "
+            "tokenizer.json."
+        )
+    return str(pre)
 
 
 def _gguf_backend(checkpoint: Checkpoint, meta: Mapping[str, Any], pre: str) -> Backend:

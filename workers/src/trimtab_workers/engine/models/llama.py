@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from trimtab_workers.engine.memory import TORCH_DTYPES
+from trimtab_workers.engine.models.names import tensor_shapes
 from trimtab_workers.engine.models.shape import DTYPE_BYTES, LlamaShape
 
 if TYPE_CHECKING:
@@ -28,43 +29,6 @@ if TYPE_CHECKING:
 
 MIN_ROWS = 4
 _PIECE_ALIGN = 64
-
-
-def tensor_shapes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    """Return the HF name and shape of every tensor of a model."""
-    d, hd = shape.hidden, shape.head_dim
-    q, kv, ff = shape.heads * hd, shape.kv_heads * hd, shape.intermediate
-    result: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (shape.vocab, d),
-        "model.norm.weight": (d,),
-    }
-    if not shape.tied:
-        result["lm_head.weight"] = (shape.vocab, d)
-    for layer in range(shape.layers):
-        prefix = f"model.layers.{layer}"
-        result |= {
-            f"{prefix}.self_attn.q_proj.weight": (q, d),
-            f"{prefix}.self_attn.k_proj.weight": (kv, d),
-            f"{prefix}.self_attn.v_proj.weight": (kv, d),
-            f"{prefix}.self_attn.o_proj.weight": (d, q),
-            f"{prefix}.mlp.gate_proj.weight": (ff, d),
-            f"{prefix}.mlp.up_proj.weight": (ff, d),
-            f"{prefix}.mlp.down_proj.weight": (d, ff),
-            f"{prefix}.input_layernorm.weight": (d,),
-            f"{prefix}.post_attention_layernorm.weight": (d,),
-        }
-        if shape.qkv_bias:
-            result |= {
-                f"{prefix}.self_attn.q_proj.bias": (q,),
-                f"{prefix}.self_attn.k_proj.bias": (kv,),
-                f"{prefix}.self_attn.v_proj.bias": (kv,),
-            }
-        if shape.qk_norm:
-            result |= {
-                f"{prefix}.self_attn.q_norm.weight": (hd,),
-                f"{prefix}.self_attn.k_norm.weight": (hd,),
-            }
-    return result
 
 
 def layer_bytes(shape: LlamaShape, dtype: str) -> int:

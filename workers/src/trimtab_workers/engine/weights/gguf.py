@@ -148,21 +148,21 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.where = str(path)
         self._path = path
-        self._header = read_header(path)
-        self.hf_config: Mapping[str, Any] = hf_config(self._header, where=self.where)
-        check_complete(self._header, where=self.where)
+        self.header = read_header(path)
+        self.hf_config: Mapping[str, Any] = hf_config(self.header, where=self.where)
+        check_complete(self.header, where=self.where)
         self.shape = LlamaShape.from_hf_config(self.hf_config, where=self.where)
         self.directory: Path | None = path.parent
-        self.gguf_metadata: Mapping[str, Any] | None = self._header.metadata
+        self.gguf_metadata: Mapping[str, Any] | None = self.header.metadata
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read and dequantise a tensor to float32."""
         import torch  # noqa: PLC0415 - headers are read where torch is absent
 
-        entry = self._header.tensors.get(self._gguf_name(name))
+        entry = self.header.tensors.get(self.gguf_name(name))
         if entry is None:
             raise ModelCorruptError(
-                f"{self.where}: tensor {self._gguf_name(name)} is missing. Fetch the file again."
+                f"{self.where}: tensor {self.gguf_name(name)} is missing. Fetch the file again."
             )
         values = torch.from_numpy(self._dequantise(entry))
         if self.shape.family == "llama" and name.endswith((".q_proj.weight", ".k_proj.weight")):
@@ -170,7 +170,8 @@ class GgufCheckpoint:
             return unpermute(values, heads=heads)
         return values
 
-    def _gguf_name(self, name: str) -> str:
+    def gguf_name(self, name: str) -> str:
+        """Return the file's own name of a tensor."""
         match = _LAYER.fullmatch(name)
         if match is None:
             return _GLOBAL_NAMES[name]

@@ -118,7 +118,7 @@ class HfCheckpoint:
         self.directory: Path | None = directory
         self.gguf_metadata: Mapping[str, Any] | None = None
         config = directory / "config.json"
-        self._files = safetensors_files(directory)
+        self.files = safetensors_files(directory)
         if not config.is_file():
             raise ModelNotFoundError(
                 f"{directory}: there is no config.json. Give the path of a whole checkpoint."
@@ -126,10 +126,12 @@ class HfCheckpoint:
         self.hf_config: Mapping[str, Any] = read_json(config)
         self.shape = LlamaShape.from_hf_config(self.hf_config, where=self.where)
         self._home: dict[str, Path] = {}
-        for file in self._files:
+        self.headers: dict[str, dict[str, Any]] = {}
+        for file in self.files:
             for name, entry in read_safetensors_header(file).items():
                 _check_dtype(entry, name, file)
                 self._home[name] = file
+                self.headers[name] = entry
         self._open: dict[Path, Any] = {}
         if "lm_head.weight" not in self._home and not self.shape.tied:
             raise ModelCorruptError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trimtab_workers.engine.models.llama import tensor_shapes
+from trimtab_workers.engine.models.names import tensor_shapes
 from trimtab_workers.engine.models.shape import LlamaShape
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from trimtab_workers.engine.errors import ModelCorruptError, ModelNotFoundError
@@ -9,6 +10,7 @@ from trimtab_workers.engine.weights.gguf import GgufCheckpoint
 from trimtab_workers.engine.weights.hf import HfCheckpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from trimtab_workers.engine.config import ModelSpec
@@ -24,7 +26,7 @@ def resolve(path: Path) -> Path:
         ModelNotFoundError: Nothing is there, or it is ambiguous.
         ModelCorruptError: It cannot be read.
     """
-    try:
+    with guard_io(path):
         if path.is_file():
             return path
         if not path.is_dir():
@@ -40,11 +42,22 @@ def resolve(path: Path) -> Path:
                     "…). Give the path of one of them."
                 )
             return ggufs[0]
+    return path
+
+
+@contextlib.contextmanager
+def guard_io(path: Path) -> Iterator[None]:
+    """Turn an operating system's error into a sentence.
+
+    Raises:
+        ModelCorruptError: Something below cannot be read.
+    """
+    try:
+        yield
     except OSError as error:
         raise ModelCorruptError(
-            f"{path}: cannot be read: {error.strerror}. Correct its permissions."
+            f"{error.filename or path}: cannot be read: {error.strerror}. Correct its permissions."
         ) from error
-    return path
 
 
 def open_checkpoint(spec: ModelSpec) -> Checkpoint:
@@ -58,9 +71,5 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
 
         return RandomCheckpoint(spec.random.hf_config, seed=spec.random.seed)
     path = resolve(spec.path)
-    try:
+    with guard_io(path):
         return GgufCheckpoint(path) if path.is_file() else HfCheckpoint(path)
-    except OSError as error:
-        raise ModelCorruptError(
-            f"{path}: cannot be read: {error.strerror}. Correct its permissions."
-        ) from error
