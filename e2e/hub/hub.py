@@ -36,10 +36,14 @@ class Repository:
     """Branches and tags; the commit itself always resolves."""
     token: str = ""
     """What a caller must present; empty for a public repository."""
+    pinned: str = ""
+    """The commit's name, 40 hex digits; by default it is made of the files."""
 
     @property
     def commit(self) -> str:
         """The commit that all revisions point to: a digest of names, sizes and contents."""
+        if self.pinned:
+            return self.pinned
         digest = hashlib.sha1(usedforsecurity=False)
         for path in self.files():
             digest.update(f"{path.name}:{sha256(path)}\n".encode())
@@ -141,8 +145,13 @@ class Hub:
         for runner in self._runners:
             await runner.cleanup()
 
+    @property
+    def ranges(self) -> int:
+        """How many requests asked for a part of a file."""
+        return sum(bool(seen.range) for seen in self.requests)
+
     def cut(self, name: str, *, after_bytes: int, times: int = 1) -> None:
-        """Cut the connection in the middle of the next transfers of a file."""
+        """Cut the next transfers of a file (of any weights if `name` is empty) that are longer."""
         self._plans.append(_CutPlan(name=name, after_bytes=after_bytes, times=times))
 
     async def _listen(self, routes: Iterable[web.RouteDef]) -> str:
@@ -256,15 +265,15 @@ class Hub:
         await answer.prepare(request)
         if request.method == "HEAD":
             return answer
-        limit = self._limit(path.name)
-        with path.open("rb") as file:  # noqa: ASYNC230 - local files, few clients
+        limit = self._limit(path, length=end - first)
+        with path.open("rb") as file:
             file.seek(first)
             left = end - first if limit is None else min(limit, end - first)
             while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
                 await answer.write(chunk)
                 left -= len(chunk)
                 self.bytes_sent += len(chunk)
-        if limit is not None and limit < end - first:
+        if limit is not None:
             self.cuts += 1
             if request.transport:
                 request.transport.close()  # what was written is still sent, then the end comes
@@ -272,9 +281,10 @@ class Hub:
         await answer.write_eof()
         return answer
 
-    def _limit(self, name: str) -> int | None:
+    def _limit(self, path: Path, *, length: int) -> int | None:
         for plan in self._plans:
-            if plan.name == name and plan.times > 0:
+            meant = path.name == plan.name if plan.name else path.suffix in _WEIGHTS
+            if meant and plan.times > 0 and length > plan.after_bytes:
                 plan.times -= 1
                 return plan.after_bytes
         return None

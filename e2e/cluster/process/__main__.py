@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import json
 import logging
 import signal
 import sys
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         "--pki", type=Path, help="folder with kubelet.crt, kubelet.key and ca.crt, for `kubectl logs`; "
         "default: the folder pki beside the state directory, if there is one",
     )  # fmt: skip
+    run.add_argument(
+        "--substitutes", type=Path, help="JSON: Python modules and the commands that play them"
+    )
     run.add_argument("--namespace", action="append", default=[], help="run every pod of it")
     stop = commands.add_parser("stop", help="end the node and every process that it started")
     logs = commands.add_parser("logs", help="print a container's log")
@@ -96,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         back_off_seconds=arguments.back_off_seconds,
         all_pods=arguments.all_pods,
         namespaces=frozenset(arguments.namespace),
+        substitutes=json.loads(arguments.substitutes.read_text()) if arguments.substitutes else {},
         certificate=found if (found := pki / "kubelet.crt").exists() else None,
         client_authority=found if (found := pki / "ca.crt").exists() else None,
     )

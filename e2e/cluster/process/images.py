@@ -81,6 +81,13 @@ def executable(name: str) -> str:
     return INTERPRETER if name in {"python", "python3"} else name
 
 
+def substituted(argv: Sequence[str], *, substitutes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the local command line; `python -m MODULE` may be played by another command."""
+    if argv[1:2] == ["-m"] and argv[2] in substitutes:
+        argv = [*substitutes[argv[2]], *argv[3:]]
+    return [executable(argv[0]), *argv[1:]]
+
+
 def search_path() -> str:
     """Return the PATH of containers: the interpreter's own scripts first."""
     return f"{Path(INTERPRETER).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"

@@ -23,7 +23,7 @@ from e2e.cluster.process.pod import NodeContext, Pod
 from e2e.cluster.process.records import timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _LOG = logging.getLogger("stand-in")
 VERSION = "v0.0.0-trimtab-stand-in"
@@ -47,6 +47,8 @@ class Settings:
     all_pods: bool = False
     namespaces: frozenset[str] = frozenset()
     """Namespaces whose pods are run whatever their labels."""
+    substitutes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Python modules that another command plays, by name; see `--substitutes`."""
     host: str = "127.0.0.1"
     certificate: Path | None = None
     """Serving certificate for `kubectl logs`, its key beside it as `.key`; None serves no logs."""
@@ -160,6 +162,7 @@ class Node:
             machine=self._machine,
             back_off_seconds=settings.back_off_seconds,
             rewrite=f"{addresses.ANNOUNCED}:{settings.loopback}",
+            substitutes=settings.substitutes,
             pod_api_server=settings.pod_api_server or api.config.server,
             event=self._event,
         )

@@ -17,7 +17,7 @@ from e2e.cluster.process.container import Container, Launch, Surroundings
 from e2e.cluster.process.records import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from e2e.cluster.process.api import Api
     from e2e.cluster.process.environment import Machine
@@ -39,6 +39,8 @@ class NodeContext:
     back_off_seconds: float
     rewrite: str
     """`TRIMTAB_ADDRESS_REWRITE`: announced prefix, colon, loopback prefix."""
+    substitutes: Mapping[str, Sequence[str]]
+    """Python modules that another command stands for, by name: played parts of a fake fleet."""
     pod_api_server: str
     """The API server's address in the kubeconfig that pods get."""
     event: Callable[[Mapping[str, Any], str, str, str], None]
@@ -273,7 +275,7 @@ class Pod:
         found |= mounts.parents(self.folder / "parents" / container["name"], mounts=found)
         line = environment.arguments(container, entrypoint=image.entrypoint, variables=data)
         argv = [mounts.localise(word, mounts=found) for word in line]
-        argv[0] = images.executable(argv[0])
+        argv = images.substituted(argv, substitutes=self._node.substitutes)
         env = {
             "PATH": images.search_path(), "HOME": str(home), "TMPDIR": str(home / "tmp"),
             "LANG": "C.UTF-8", "HOSTNAME": self.manifest["metadata"]["name"],

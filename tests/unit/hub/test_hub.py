@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import pickle
+import urllib.request
 
 import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e2e.hub import Hub, Repository, ThreadedHub, pickle_only
+from e2e.hub import Hub, Repository, ThreadedHub, pickle_only, running_hub
 from e2e.hub.hub import byte_range
 
 WEIGHTS = os.urandom(300_000)
@@ -161,3 +163,22 @@ def test_ranges_stay_within_the_file(size, first, last):
     assert found is None or (0 <= found[0] < found[1] <= size)
     assert byte_range(f"bytes=-{last}", size=size) == (max(0, size - last), size)
     assert byte_range("", size=size) == byte_range("lines=1-2", size=size) == (0, size)
+
+
+def test_running_hub_pins_a_commit_and_cuts_only_weights(folder):
+    """A blocking test gets its own commit name; the one cut spares small files and short ranges."""
+
+    def get(url, *, part=""):
+        request = urllib.request.Request(url, headers={"Range": part} if part else {})
+        with urllib.request.urlopen(request) as answer:
+            return answer.read()
+
+    with running_hub({NAME: folder}, revision="a" * 40, cut_once_after_bytes=1000) as hub:
+        base = f"{hub.url}/{NAME}/resolve/{'a' * 40}"
+        assert get(f"{base}/config.json") == b"{}"
+        assert get(f"{base}/model.safetensors", part="bytes=0-99") == WEIGHTS[:100]
+        assert hub.cuts == 0
+        with pytest.raises(http.client.IncompleteRead):
+            get(f"{base}/model.safetensors")
+        assert get(f"{base}/model.safetensors") == WEIGHTS
+        assert (hub.cuts, hub.ranges) == (1, 2)

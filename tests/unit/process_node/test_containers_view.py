@@ -18,7 +18,7 @@ from e2e.cluster.process.environment import (
     expand,
     variables,
 )
-from e2e.cluster.process.images import Images, UnknownImageError
+from e2e.cluster.process.images import INTERPRETER, Images, UnknownImageError, substituted
 from e2e.cluster.process.probes import Verdict, port_number
 from e2e.cluster.process.quantity import QuantityError, in_units, parse
 
@@ -221,3 +221,18 @@ def test_images_are_mapped_by_name_and_may_be_added(tmp_path):
         images.find("registry/acme/other:1")
     images.add("registry/acme/other:1", entrypoint=["sh"], folder=tmp_path)
     assert Images(tmp_path / "images.json").find("registry/acme/other:1").folder == tmp_path
+
+
+def test_modules_can_be_played_by_other_commands():
+    """`python -m MODULE` becomes the command that plays it, with its arguments; others stay."""
+    table = {"trimtab_workers.server": ["python", "/stub.py", "worker"]}
+    real = ["python", "-m", "trimtab_workers.server", "--config", "x"]
+    assert substituted(real, substitutes=table) == [
+        INTERPRETER,
+        "/stub.py",
+        "worker",
+        "--config",
+        "x",
+    ]
+    assert substituted(real, substitutes={}) == [INTERPRETER, *real[1:]]
+    assert substituted(["sh", "-c", "x"], substitutes=table) == ["sh", "-c", "x"]
