@@ -8,7 +8,7 @@ import pytest
 
 from e2e import stack as st
 from e2e.cluster import images
-from e2e.hub.server import running_hub
+from e2e.hub.hub import Repository, ThreadedHub, pickle_only
 from e2e.scenarios.builders import TEAM, an_intent
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
 
 TINY = "glassllm-en"
-REVISION = "a" * 40
+HUB_TOKEN = "hub-token"
 
 
 def _served(stack: st.Stack, token: str, name: str, source: dict[str, Any]) -> None:
@@ -47,42 +47,29 @@ def test_a_hub_repository_is_served_though_the_connection_breaks(
     stack: st.Stack, token: str
 ) -> None:
     """A pinned repository of a hub is downloaded, resumed after a broken connection, and served; its token comes from a Secret."""
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": "hub", "namespace": TEAM},
-        "stringData": {"token": "hub-token"},
-    }
-    stack.apply(secret)
-    with running_hub(
-        {"acme/tiny": stack.models / TINY},
-        host=_node_address(stack),
-        revision=REVISION,
-        token="hub-token",
-        cut_once_after_bytes=65536,
-    ) as hub:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub", "namespace": TEAM}}
+    stack.apply(secret | {"stringData": {"token": HUB_TOKEN}})
+    repository = Repository(folder=stack.models / TINY, token=HUB_TOKEN)
+    with ThreadedHub({"acme/tiny": repository}, host=_node_address(stack)) as hub:
+        hub.cut("model.safetensors", after_bytes=65536)
         stack.install(extra=({"sources": {"huggingFace": {"endpoint": hub.url}}},))
         source = {
             "repository": "acme/tiny",
-            "revision": REVISION,
+            "revision": repository.commit,
             "tokenSecretRef": {"name": "hub", "key": "token"},
         }
         _served(stack, token, "from-hub", {"huggingFace": source})
         assert hub.cuts == 1
-        assert hub.ranges > 0
+        assert any(request.range for request in hub.requests)
+        assert hub.leaked_tokens == 0
 
 
 def test_a_repository_of_pickles_is_refused(stack: st.Stack, tmp_path: Path) -> None:
     """A repository that holds pickles only ends in PickleRefused, and nothing of it is loaded."""
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
-    )
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with running_hub(
-        {"acme/pickled": tmp_path}, host=_node_address(stack), revision=REVISION
-    ) as hub:
+    repository = Repository(folder=pickle_only(tmp_path / "pickled"))
+    with ThreadedHub({"acme/pickled": repository}, host=_node_address(stack)) as hub:
         stack.install(extra=({"sources": {"huggingFace": {"endpoint": hub.url}}},))
-        source = {"huggingFace": {"repository": "acme/pickled", "revision": REVISION}}
+        source = {"huggingFace": {"repository": "acme/pickled", "revision": repository.commit}}
         stack.apply(an_intent("pickled", model={"source": source}))
         try:
             intent = stack.wait_condition(
