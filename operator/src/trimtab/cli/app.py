@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from trimtab.cli import crds, finalizers, model
+from trimtab.cli.bench import bench
 from trimtab.cli.output import write
+from trimtab.cli.plan import plan
 from trimtab.cli.why import why
 
 app = typer.Typer(
@@ -16,6 +18,14 @@ app = typer.Typer(
     help="Trimtab takes intents instead of settings and explains every decision.",
 )
 app.command()(why)
+app.command()(plan)
+app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)(bench)
 app.add_typer(crds.app, name="crds")
 app.add_typer(model.app, name="model")
 app.add_typer(finalizers.app, name="finalizers")

@@ -79,7 +79,7 @@ def show(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
         load = why_view.load_line(body)
         if load:
             out.print(f"Load planned for: {escape(load)}")
-        _show_options(body, out=out)
+        show_options(body, out=out)
         _show_observed(body, out=out)
     elif why_view.as_json(body).keys() & {"sizes", "outliers", "bins", "violations"}:
         _show_figures(body, out=out)
@@ -95,7 +95,8 @@ def _plain(*columns: str, title: str) -> Table:
     return table
 
 
-def _show_options(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
+def show_options(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
+    """Print the options considered, the chosen one first."""
     from rich.markup import escape  # noqa: PLC0415 - 60 ms
 
     from trimtab.cli import why_view  # noqa: PLC0415 - only this command's
@@ -122,8 +123,8 @@ def _show_options(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
     out.print(table)
     out.print("Margins are of TTFT / TPOT; figures are predictions without them.")
     for line in lines:
-        mark = "[green]chosen[/]" if line.chosen else "[yellow]lost[/]"
-        out.print(f"  {mark} {escape(line.option)}: {escape(line.why)}")
+        mark = "[green]chosen[/]" if line.chosen else "[yellow]lost  [/]"
+        out.print(f"  {mark} {escape(line.why)}")
     plan = (body.get("status") or {}).get("plan") or {}
     for title, sentences in (
         ("Confidence", (plan.get("confidence") or {}).get("reasons") or ()),

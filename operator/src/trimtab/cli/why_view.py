@@ -198,7 +198,8 @@ def _option_line(option: JSON, *, chosen: bool) -> OptionLine:
             str(confidence[key]) for key in ("level", "source") if confidence.get(key)
         ),
         reason=option.get("reason", ""),
-        why=option.get("message", "") or _MEANINGS.get(option.get("reason", ""), ""),
+        why=option.get("message", "")
+        or f"{_configuration(option)}: {_MEANINGS.get(option.get('reason', ''), '')}",
     )
 
 

@@ -1,0 +1,57 @@
+"""`trimtab bench`: one name for every benchmark; each is a module with its own options."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from trimtab.cli.output import fail, write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """A benchmark: `python -m module` with the options that are passed through."""
+
+    module: str
+    doc: str
+    extra: str = ""
+
+
+BENCHES: Final[Mapping[str, Bench]] = {
+    "engine-throughput": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="output tokens/s by batch size, beside transformers with the same dtype and threads",
+        extra="engine",
+    ),
+}
+
+
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Benchmark, or `list`.")],
+) -> None:
+    """Run a benchmark; everything after its name is passed through (`NAME --help` shows it)."""
+    if name == "list":
+        for known, found in BENCHES.items():
+            write(f"{known}: {found.doc}")
+        return
+    chosen = BENCHES.get(name)
+    if chosen is None:
+        fail(f"There is no benchmark {name}: choose one of {', '.join(BENCHES)}.")
+    if importlib.util.find_spec(chosen.module) is None:
+        fail(
+            f"Benchmark {name} needs {chosen.module}, which is not installed: run "
+            f"`pip install 'trimtab[{chosen.extra}]'`."
+        )
+    done = subprocess.run(  # noqa: S603 - our own module with the user's own options
+        [sys.executable, "-m", chosen.module, *context.args], check=False
+    )
+    raise typer.Exit(done.returncode)

@@ -1,0 +1,260 @@
+"""A fleet plan from files alone: intents, an inventory, prices and fingerprints; no cluster."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
+from trimtab.api.v1alpha1.manifests import ManifestError, read
+from trimtab.cli.model_import import inspect
+from trimtab.cli.output import CommandError
+from trimtab.observe.capabilities import ASSUMED
+from trimtab.observe.inspections import Inspection, ModelFacts, parse_verdict
+from trimtab.observe.intents import ObservedIntent
+from trimtab.observe.quantities import byte_count, millicores
+from trimtab.observe.records import intent as intent_record
+from trimtab.planning.architecture import (
+    BYTES_PER_VALUE,
+    Architecture,
+    UnsupportedArchitectureError,
+)
+from trimtab.planning.fingerprint import FingerprintInvalidError, parse
+from trimtab.planning.fleet import plan_fleet
+from trimtab.planning.memory import weight_bytes
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.prices import PriceBook, PriceBookInvalidError, parse_price_book
+from trimtab.planning.snapshot import CpuPool, FleetSnapshot, ModelView
+from trimtab.reconcile.inferenceintent import status, verdicts
+from trimtab.reconcile.snapshot import declared_load, intent_view
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trimtab.planning.fingerprint import Fingerprint
+    from trimtab.planning.plan import IntentPlan
+
+JSON = dict[str, Any]  # any: an object as kubectl shows it
+ANY: Final = "*"
+_NODE_KEYS: Final = frozenset({"name", "cpuModel", "cpu", "memory"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Nodes to plan on, and where each intent's model can be read."""
+
+    pools: tuple[CpuPool, ...]
+    models: dict[str, ModelFacts]
+
+
+def plan(
+    *,
+    intents: Sequence[Path],
+    inventory: Path,
+    prices: Path | None,
+    fingerprints: Path | None,
+) -> list[JSON]:
+    """Return each intent as an operator would leave it: spec and status with plan and alternatives.
+
+    Raises:
+        CommandError: A file is missing or wrong; names file, field and remedy.
+    """
+    known = _inventory(inventory)
+    objects = [found for path in intents for found in _intents(path)]
+    if not objects:
+        raise CommandError("The files given with -f hold no InferenceIntent.")
+    rows = []
+    for number, intent in enumerate(objects):
+        body = _identified(intent, number=number)
+        facts = _facts(intent, known)
+        rows.append((body, InferenceIntent.from_cluster(body), facts))
+    snapshot = FleetSnapshot(
+        intents=tuple(
+            intent_view(intent_record(body), intent, model=facts.model, load=declared_load(intent))
+            for body, intent, facts in rows
+        ),
+        pools=known.pools,
+        capabilities=ASSUMED,
+        fingerprints=_fingerprints(fingerprints),
+        prices=_prices(prices),
+    )
+    decided = {plan.uid: plan for plan in plan_fleet(snapshot, PlannerPolicy()).intents}
+    return [
+        body | {"status": _status(body, intent, facts, decided[body["metadata"]["uid"]])}
+        for body, intent, facts in rows
+    ]
+
+
+def _status(body: JSON, intent: InferenceIntent, facts: ModelFacts, plan: IntentPlan) -> JSON:
+    load = declared_load(intent)
+    observed = ObservedIntent(
+        record=intent_record(body),
+        intent=intent,
+        inspection=Inspection(source_digest="", state="Done", facts=facts),
+        plan=plan,
+        load=load,
+        load_source="Declared" if load else "Assumed",
+    )
+    verdict = verdicts.planned(observed, violation=None)
+    found = status.build(observed, endpoint="", plan_digest="")
+    kept: JSON = {key: found[key] for key in ("model", "plan", "alternatives") if key in found}
+    condition = {
+        "type": str(verdict.type),
+        "status": verdict.status,
+        "reason": str(verdict.reason),
+        "message": verdict.message,
+    }
+    return {"conditions": [condition], **kept}
+
+
+def _intents(path: Path) -> list[InferenceIntent]:
+    try:
+        resources = read(_text(path), origin=str(path))
+    except ManifestError as error:
+        raise CommandError(str(error)) from error
+    return [resource for resource in resources if isinstance(resource, InferenceIntent)]
+
+
+def _identified(intent: InferenceIntent, *, number: int) -> JSON:
+    body = intent.to_manifest()
+    body["metadata"] = {
+        "namespace": "default",
+        **body["metadata"],
+        "uid": f"{number:08d}",
+        "generation": 1,
+        "resourceVersion": "1",
+        "creationTimestamp": "1970-01-01T00:00:00Z",
+    }
+    return body
+
+
+def _inventory(path: Path) -> Inventory:
+    document = _yaml(path)
+    unknown = set(document) - {"nodes", "models"}
+    if unknown or not isinstance(document.get("nodes"), list):
+        raise CommandError(
+            f"{path} must hold nodes (a list) and models (intent name: file), and nothing else: "
+            f"it holds {', '.join(sorted(map(str, document))) or 'nothing'}."
+        )
+    pools = tuple(
+        _pool(node, where=f"{path}: nodes[{n}]") for n, node in enumerate(document["nodes"])
+    )
+    models = {
+        str(name): _read_model(path.parent / Path(str(place)).expanduser())
+        for name, place in (document.get("models") or {}).items()
+    }
+    return Inventory(pools=pools, models=models)
+
+
+def _pool(node: Any, *, where: str) -> CpuPool:  # any: YAML
+    if not isinstance(node, dict) or set(node) - _NODE_KEYS or not {"cpu", "memory"} <= set(node):
+        raise CommandError(
+            f"{where} is {node!r}: give cpu and memory as quantities, and name and cpuModel if "
+            "fingerprints or prices depend on them."
+        )
+    try:
+        return CpuPool(
+            node=str(node.get("name") or where.rsplit(" ", 1)[-1]),
+            cpu_model=str(node.get("cpuModel") or ""),
+            millicores=millicores(node["cpu"]),
+            memory_bytes=byte_count(node["memory"]),
+        )
+    except (ValueError, ArithmeticError) as error:
+        raise CommandError(f"{where}: {error}. Write quantities such as 2 and 8Gi.") from error
+
+
+def _facts(intent: InferenceIntent, inventory: Inventory) -> ModelFacts:
+    namespace = intent.metadata.namespace or "default"
+    for name in (f"{namespace}/{intent.metadata.name}", intent.metadata.name, ANY):
+        if name in inventory.models:
+            return inventory.models[name]
+    raise CommandError(
+        f"The inventory's models have no entry for InferenceIntent {namespace}/"
+        f"{intent.metadata.name}: add `{intent.metadata.name}: PATH`, or `'*': PATH` for all."
+    )
+
+
+def _read_model(path: Path) -> ModelFacts:
+    """Read a model's folder or file, the message of an inspection, or a bare config.json."""
+    if path.suffix != ".json":
+        found = parse_verdict(json.dumps(inspect(path, shown_as=str(path))))
+    else:
+        document = _yaml(path)
+        if "model_type" in document:
+            return _from_config(document, path=path)
+        found = parse_verdict(json.dumps(document))
+    if not isinstance(found, ModelFacts):
+        raise CommandError(f"{path}: {found.message}")
+    return found
+
+
+def _from_config(config: JSON, *, path: Path) -> ModelFacts:
+    """Read the facts from Hugging Face's configuration, for models that are not here."""
+    try:
+        architecture = Architecture.from_hf_config(config)
+        depth = int(config["num_hidden_layers"])
+    except (UnsupportedArchitectureError, KeyError, ValueError) as error:
+        raise CommandError(f"{path}: {error}") from error
+    precision = {"float32": "fp32", "float16": "fp16"}.get(
+        str(config.get("dtype") or config.get("torch_dtype")), "bf16"
+    )
+    weights = weight_bytes(architecture, depth=depth, precision=precision)
+    return ModelFacts(
+        model=ModelView(
+            architecture=architecture,
+            depth=depth,
+            precision=precision,
+            weight_bytes=weights,
+            context_length=int(config.get("max_position_embeddings") or 2048),
+        ),
+        family=str(config["model_type"]),
+        quantization=None,
+        format="safetensors",
+        parameters=weights // BYTES_PER_VALUE[precision],
+        chat_template=False,
+        cpu_model="",
+    )
+
+
+def _fingerprints(folder: Path | None) -> tuple[Fingerprint, ...]:
+    if folder is None:
+        return ()
+    if not folder.is_dir():
+        raise CommandError(f"--fingerprints {folder} is no folder: name one with .json documents.")
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(parse(_text(path)))
+        except FingerprintInvalidError as error:
+            raise CommandError(f"{path}: {error}") from error
+    return tuple(found)
+
+
+def _prices(path: Path | None) -> PriceBook:
+    if path is None:
+        return PriceBook()
+    try:
+        return parse_price_book(_yaml(path))
+    except PriceBookInvalidError as error:
+        raise CommandError(f"{path}: {error}") from error
+
+
+def _yaml(path: Path) -> JSON:
+    try:
+        document = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise CommandError(f"{path} is not valid YAML: {error}.") from error
+    if not isinstance(document, dict):
+        raise CommandError(f"{path} must hold an object, not {type(document).__name__}.")
+    return document
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path} cannot be read: {error}.") from error
