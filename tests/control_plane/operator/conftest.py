@@ -13,7 +13,7 @@ from trimtab.kube.client import MERGE, KubeClient
 from trimtab.kube.resources import INTENT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from e2e.cluster.api import Cluster
 
@@ -30,9 +30,9 @@ def cluster(control_plane: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def kubeconfig(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def kubeconfig(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    yield cluster.kubeconfig
+    return cluster.kubeconfig
 
 
 @pytest.fixture

@@ -40,6 +40,11 @@ class LoadBook:
         held = self._held.get(uid)
         return held.load if held else None
 
+    def restore(self, uid: str, load: Load | None) -> None:
+        """Take up again what was planned for before a restart."""
+        if load is not None:
+            self._held[uid] = _Held(load=load)
+
     def forget(self, uid: str) -> None:
         """Drop an intent that is gone, or whose declared load was edited."""
         self._held.pop(uid, None)

@@ -179,7 +179,7 @@ class FingerprintKeeper:
         pod = self._ended_pod(job)
         if pod is not None and pod.ended is not None and pod.ended.exit_code == 0:
             await self._keep(job, key, pod.ended.message)
-        elif job.failed or (job.complete and not self._pods(job)):
+        elif job.failed or (job.complete and all(p.ended for p in self._pods(job))):
             # A completed Job whose pod is known but not yet seen to end: its event comes.
             ended = pod.ended if pod else None
             said = f": {ended.message.strip()[-1000:]}" if ended and ended.message.strip() else ""
@@ -224,7 +224,8 @@ class FingerprintKeeper:
         self._failures[key] = _Failure(
             attempts=attempts,
             until=self._clock() + self._settings.policy_seconds(rest),
-            message=f"{message}. It is repeated; the plan rests on an estimate meanwhile.",
+            message=f"{message.rstrip('.')}. It is repeated; the plan rests on an estimate "
+            "meanwhile.",
         )
         _log.warning("fingerprint_failed", key=key, attempts=attempts, reason=message)
         await self._remove(job)

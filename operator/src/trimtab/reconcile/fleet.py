@@ -139,12 +139,22 @@ class FleetPlanner:
         self._seconds = seconds
         self._timed = timed
         self._asked = asyncio.Event()
+        self._open = False
         self._last_asked = 0.0
+        self.ready = asyncio.Event()
+        """Set by the first plan, or by the first failure to make one."""
         self.current = Planned(revision=0, snapshot=None, by_uid={})
 
     def ask(self) -> None:
         """Ask for a new plan: something that it is made from has changed."""
         self._last_asked = self._clock()
+        if self._open:
+            self._asked.set()
+
+    def open(self) -> None:
+        """Make the first plan now: all that plans are made from has been read once."""
+        self._open = True
+        self._last_asked = float("-inf")
         self._asked.set()
 
     def of(self, uid: str, *, generation: int) -> IntentPlan | None:
@@ -213,6 +223,7 @@ class FleetPlanner:
             revision=before.revision + 1, snapshot=snapshot, by_uid=by_uid, problem=problem
         )
         self._changed(before, self.current)
+        self.ready.set()
 
     def close(self) -> None:
         """End the planner's process."""

@@ -31,7 +31,7 @@ from trimtab.reconcile.loop import run_loop
 from trimtab.reconcile.pacing import Outcome
 from trimtab.reconcile.periodic import Periodic
 from trimtab.reconcile.routes import RoutesKeeper
-from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot
+from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, planned_load
 from trimtab.reconcile.sweep import SWEEP_SECONDS, Sweeper
 from trimtab.reconcile.waking import Waker
 from trimtab.reconcile.world import World
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from trimtab.kube.client import KubeClient
     from trimtab.kube.writer import Writer
+    from trimtab.observe.cache import Change
     from trimtab.observe.workers import AdminClient
     from trimtab.planning.snapshot import FleetSnapshot
     from trimtab.settings import Settings
@@ -52,6 +53,9 @@ _log = structlog.get_logger(__name__)
 STEPS_AT_ONCE: Final = 32
 _LIST_ERRORS: Final = (ApiError, aiohttp.ClientError, TimeoutError, OSError)
 _RELEASE_SECONDS: Final = 30.0
+_FIRST_READ_SECONDS: Final = 60.0
+_BEFORE_FIRST_PLAN: Final = ("prices", "foreign", "gateways", "workers")
+"""What a restarted operator must know again before its first plan, or that would differ."""
 
 
 class Operator:
@@ -92,7 +96,7 @@ class Operator:
             self.caches,
             utcnow=utcnow,
             instance=settings.pod_name,
-            changed=lambda plural, change: self.waker.changed(plural, change),
+            changed=self._written,
         )
         self.fleet = FleetPlanner(
             pool=pool or Pool(),
@@ -184,7 +188,8 @@ class Operator:
 
     async def run_intent(self, uid: str, *, stopped: Callable[[], bool]) -> None:
         """Run the loop of one intent until it is deleted or the process stops."""
-        await self.barrier.wait()
+        # Before the first plan every status would say "no plan yet", and change again at once.
+        await self.fleet.ready.wait()
         record = self.caches.inferenceintents.by_uid(uid)
         if record is not None:
             self.beats.names[uid] = f"{record.namespace}/{record.name}"
@@ -235,7 +240,15 @@ class Operator:
             seconds=round(self._clock() - self._started, 3),
             objects={name: len(cache) for name, cache in self.caches.by_plural().items()},
         )
-        self.fleet.ask()
+        for record in self.caches.inferenceintents:
+            self.world.loads.restore(record.uid, planned_load(record))
+        try:
+            async with asyncio.timeout(_FIRST_READ_SECONDS):
+                for name in _BEFORE_FIRST_PLAN:
+                    await self._jobs[name].succeeded.wait()
+        except TimeoutError:
+            _log.warning("first_plan_without", jobs=_missing(self._jobs))
+        self.fleet.open()
 
     async def _list_uids(self, plural: str) -> frozenset[str] | None:
         resource = next(r for r in WATCHED if r.plural == plural)
@@ -277,6 +290,9 @@ class Operator:
                 gateway_overhead_us=world.gateway_overhead_us,
             ),
         )
+
+    def _written(self, plural: str, change: Change[Any]) -> None:
+        self.waker.changed(plural, change)
 
     def _planned(self, before: Planned, after: Planned) -> None:
         """Wake whose plan is new, and everybody if planning began or ceased to fail."""
@@ -329,3 +345,7 @@ class Operator:
         """Set the gauges that are computed from what is known."""
         metrics.OLDEST_TICK.labels(kind="InferenceIntent").set(self.beats.oldest_seconds())
         publish(self.caches.inferenceintents)
+
+
+def _missing(jobs: Mapping[str, Periodic]) -> list[str]:
+    return [name for name in _BEFORE_FIRST_PLAN if not jobs[name].succeeded.is_set()]

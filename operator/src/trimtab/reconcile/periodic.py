@@ -45,6 +45,8 @@ class Periodic:
         self._beat = beat
         self._settle = settle_seconds
         self._woken = asyncio.Event()
+        self.succeeded = asyncio.Event()
+        """Set by the first run that did not fail."""
 
     def wake(self) -> None:
         """Run soon."""
@@ -60,6 +62,7 @@ class Periodic:
             try:
                 delay = await self._step()
                 failures = 0
+                self.succeeded.set()
             except Exception as error:  # noqa: BLE001 - logged, paced and repeated
                 failures += 1
                 delay = min(60.0, 2.0**failures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -14,6 +15,7 @@ from trimtab.observe.quantities import QuantityError, byte_count, millicores
 from trimtab.observe.traffic import FEWEST_REQUESTS, Traffic, merge, two_digits
 from trimtab.observe.workers import SERVING_STATES, AdminClient, WorkerState, parse_state
 from trimtab.planning.prices import PriceBookInvalidError, parse_price_book
+from trimtab.reconcile.inferenceintent.status import judged_at_percentile
 from trimtab.reconcile.snapshot import declared_load, parse_intent
 
 if TYPE_CHECKING:
@@ -160,16 +162,20 @@ def shown(record: IntentRecord, traffic: Traffic, *, before: Shown, time: str) -
     """Return the figures for a status; `before` itself where no rounded figure differs."""
     targets: Mapping[str, Any] = record.spec.get("targets") or {}
     percentile = int(targets.get("percentile") or 95)
+    at_percentile = judged_at_percentile(record.spec)
     figures: dict[str, str | int] = {
-        "percentile": percentile,
         "requestsPerSecond": two_digits(traffic.requests_per_second),
     }
+    if at_percentile:
+        figures["percentile"] = percentile
     for field, samples in (
         ("timeToFirstTokenMilliseconds", traffic.ttft_ms),
         ("timePerOutputTokenMilliseconds", traffic.tpot_ms),
     ):
-        value = traffic.percentile(samples, percentile)
-        if value is not None:
+        if samples:
+            value = fmean(samples)
+            if at_percentile:
+                value = traffic.percentile(samples, percentile) or value
             figures[field] = two_digits(value)
     for field, mean in (
         ("promptTokens", traffic.prompt_tokens),

@@ -121,6 +121,22 @@ def declared_load(intent: InferenceIntent) -> Load | None:
     )
 
 
+def planned_load(record: IntentRecord) -> Load | None:
+    """Return the observed load that the present status was planned for, None otherwise.
+
+    A restarted operator goes on with it: back to the declared load would be a change of plan.
+    """
+    load = (record.status.get("plan") or {}).get("load") or {}
+    judged = record.status.get("observedGeneration") == record.generation
+    if not judged or load.get("source") != "Observed" or not load.get("outputTokens"):
+        return None
+    return Load(
+        requests_per_second=float(load.get("requestsPerSecond") or 0),
+        prompt_tokens=int(load.get("promptTokens") or 1),
+        output_tokens=int(load["outputTokens"]),
+    )
+
+
 def _view(
     record: IntentRecord, caches: Caches, *, loads: LoadBook, settings: Settings
 ) -> IntentView | None:

@@ -76,7 +76,7 @@ def inspection(
             )
         return _refused(job, verdict, source, generation, said.ended.finished_at, now, seconds)
     # A completed Job whose pod is known but not yet seen to end: its event comes.
-    if job.failed or (job.complete and not its_pods):
+    if job.failed or (job.complete and all(p.ended for p in its_pods)):
         refusal = Refusal(reason="InspectionFailed", message=_exit(job, its_pods))
         return _refused(job, refusal, source, generation, job.finished_at, now, seconds)
     return Inspection(

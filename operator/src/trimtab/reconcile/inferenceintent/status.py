@@ -6,9 +6,11 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trimtab.observe.inspections import ModelFacts
     from trimtab.observe.intents import ObservedIntent
-    from trimtab.planning.plan import Alternative, Confidence, Option, Prediction
+    from trimtab.planning.plan import Alternative, Confidence, Latency, Option
     from trimtab.planning.snapshot import Config
 
 _PRECISIONS = frozenset({"fp32", "fp16", "bf16", "fp8", "int8", "int4"})
@@ -36,7 +38,8 @@ def build(observed: ObservedIntent, *, endpoint: str, plan_digest: str) -> dict[
         if plan.option is not None:
             status["plan"] = _plan(observed, plan.option, plan_digest=plan_digest)
         status["alternatives"] = [
-            _alternative(other) for other in plan.alternatives[:_MOST_ALTERNATIVES]
+            _alternative(other, at_percentile=judged_at_percentile(observed.record.spec))
+            for other in plan.alternatives[:_MOST_ALTERNATIVES]
         ]
     if observed.shown.figures:
         status["observed"] = dict(observed.shown.figures)
@@ -64,7 +67,8 @@ def _plan(observed: ObservedIntent, option: Option, *, plan_digest: str) -> dict
     plan = observed.plan
     if plan is None:
         raise RuntimeError("A status for a plan that does not exist is a bug; please report it.")
-    status = _configuration(option.config, option)
+    at_percentile = judged_at_percentile(observed.record.spec)
+    status = _configuration(option.config, option, at_percentile=at_percentile)
     status["reason"] = str(plan.reason)
     status["message"] = " ".join((plan.message, *plan.notes))[:4096]
     if plan_digest:
@@ -88,14 +92,14 @@ def _load(observed: ObservedIntent) -> dict[str, Any]:
     return load
 
 
-def _alternative(other: Alternative) -> dict[str, Any]:
-    status = _configuration(other.config, other.option)
+def _alternative(other: Alternative, *, at_percentile: bool) -> dict[str, Any]:
+    status = _configuration(other.config, other.option, at_percentile=at_percentile)
     status["reason"] = str(other.reason)
     status["message"] = other.why_not[:4096]
     return status
 
 
-def _configuration(config: Config, option: Option | None) -> dict[str, Any]:
+def _configuration(config: Config, option: Option | None, *, at_percentile: bool) -> dict[str, Any]:
     status: dict[str, Any] = {
         "product": config.product,
         "tensorParallelSize": config.tensor_parallel_size,
@@ -109,7 +113,7 @@ def _configuration(config: Config, option: Option | None) -> dict[str, Any]:
         return status
     if option.cost_per_hour_micro_usd is not None:
         status["costPerHour"] = money(option.cost_per_hour_micro_usd)
-    status["predicted"] = _prediction(option)
+    status["predicted"] = _prediction(option, at_percentile=at_percentile)
     status["margin"] = {
         "timeToFirstTokenPercent": round(option.ttft_margin_permille / 10),
         "timePerOutputTokenPercent": round(option.margin_permille / 10),
@@ -118,15 +122,21 @@ def _configuration(config: Config, option: Option | None) -> dict[str, Any]:
     return status
 
 
-def _prediction(option: Option) -> dict[str, Any]:
-    predicted: Prediction = option.predicted
+def judged_at_percentile(spec: Mapping[str, Any]) -> bool:
+    """Whether an intent's latencies are shown at its percentile; without a target they are means."""
+    targets: Mapping[str, Any] = spec.get("targets") or {}
+    return any(key.startswith("time") for key in targets)
+
+
+def _prediction(option: Option, *, at_percentile: bool) -> dict[str, Any]:
+    predicted = option.predicted
     status: dict[str, Any] = {
-        "timeToFirstTokenMilliseconds": _milliseconds(predicted.ttft.percentile_us),
-        "timePerOutputTokenMilliseconds": _milliseconds(predicted.tpot.percentile_us),
-        "endToEndMilliseconds": _milliseconds(predicted.e2e.percentile_us),
+        "timeToFirstTokenMilliseconds": _latency(predicted.ttft, at_percentile=at_percentile),
+        "timePerOutputTokenMilliseconds": _latency(predicted.tpot, at_percentile=at_percentile),
+        "endToEndMilliseconds": _latency(predicted.e2e, at_percentile=at_percentile),
         "capacityRequestsPerSecond": decimals(predicted.capacity_milli_rps / 1000),
     }
-    if predicted.ttft.percentile:
+    if at_percentile:
         status["percentile"] = predicted.ttft.percentile
     if option.cost_per_million_output_tokens_micro_usd is not None:
         status["costPerMillionOutputTokens"] = money(
@@ -151,8 +161,8 @@ def _confidence(confidence: Confidence, fingerprint: str) -> dict[str, Any]:
     return status
 
 
-def _milliseconds(microseconds: int) -> str:
-    return decimals(microseconds / 1000)
+def _latency(latency: Latency, *, at_percentile: bool) -> str:
+    return decimals((latency.percentile_us if at_percentile else latency.mean_us) / 1000)
 
 
 def decimals(value: float) -> str:
