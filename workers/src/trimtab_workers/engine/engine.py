@@ -202,6 +202,15 @@ class Engine:
         """End a request with finish_reason "abort" within one step; unknown ids are ignored."""
         self._post(lambda: self._leave(request_id, None))
 
+    def tenant(self, model: str) -> Tenant:
+        """Return a model's inner state, for measuring; serving goes through `submit`."""
+        return self._tenants[model]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of all slabs."""
+        return 0 if self._arena is None else len(self._arena) * self._arena.slab_bytes
+
     def _usable(self, model: str) -> Tenant:
         tenant = self._tenants.get(model)
         if tenant is None:

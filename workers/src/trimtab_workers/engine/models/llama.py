@@ -171,31 +171,40 @@ class LlamaModel:
         Returns:
             Shape [rows, hidden].
         """
-        shape = self.shape
-        rows = token_ids.shape[0]
-        q_cols = shape.heads * shape.head_dim
-        rotated = (shape.heads + shape.kv_heads) * shape.head_dim
-        cos, sin = rotation
-        half = shape.head_dim // 2
         x = functional.embedding(token_ids, self.embedding)
         for index, layer in enumerate(self.layers[:layers]):
-            hidden = self._normed(x, layer.attention_norm)
-            qkv = functional.linear(hidden, layer.qkv, layer.qkv_bias)
-            heads = qkv[:, :rotated].view(rows, -1, shape.head_dim)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                self._norm_heads(heads, layer.q_norm, layer.k_norm)
-            swapped = heads.roll(half, dims=-1)
-            heads.mul_(cos).add_(swapped.mul_(sin))
-            mixed = attention.attend(
-                index,
-                qkv[:, :q_cols].view(rows, shape.heads, shape.head_dim),
-                qkv[:, q_cols:].view(rows, 2, shape.kv_heads, shape.head_dim),
-            )
-            x = x + functional.linear(mixed, layer.out)
-            hidden = self._normed(x, layer.mlp_norm)
-            gate, up = functional.linear(hidden, layer.gate_up).chunk(2, dim=-1)
-            x = x + functional.linear(functional.silu(gate).mul_(up), layer.down)
+            x = self._run_layer(x, layer, index=index, rotation=rotation, attention=attention)
         return x
+
+    def _run_layer(
+        self,
+        x: torch.Tensor,
+        layer: Layer,
+        *,
+        index: int,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        attention: AttentionPlan,
+    ) -> torch.Tensor:
+        """Compute one layer; its temporaries die here, so that peak memory knows no depth."""
+        shape, (cos, sin) = self.shape, rotation
+        q_cols = shape.heads * shape.head_dim
+        rotated = (shape.heads + shape.kv_heads) * shape.head_dim
+        hidden = self._normed(x, layer.attention_norm)
+        qkv = functional.linear(hidden, layer.qkv, layer.qkv_bias)
+        heads = qkv[:, :rotated].view(len(x), -1, shape.head_dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            self._norm_heads(heads, layer.q_norm, layer.k_norm)
+        swapped = heads.roll(shape.head_dim // 2, dims=-1)
+        heads.mul_(cos).add_(swapped.mul_(sin))
+        mixed = attention.attend(
+            index,
+            qkv[:, :q_cols].view(len(x), shape.heads, shape.head_dim),
+            qkv[:, q_cols:].view(len(x), 2, shape.kv_heads, shape.head_dim),
+        )
+        x = x + functional.linear(mixed, layer.out)
+        hidden = self._normed(x, layer.mlp_norm)
+        gate, up = functional.linear(hidden, layer.gate_up).chunk(2, dim=-1)
+        return x + functional.linear(functional.silu(gate).mul_(up), layer.down)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Turn hidden states, shape [rows, hidden], into float32 logits [rows, vocab]."""
