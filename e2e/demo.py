@@ -7,12 +7,14 @@ from `examples/`, shows the plan being made, streams an answer, and prints predi
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import statistics
 import sys
 import time
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from e2e import stack as st
@@ -23,7 +25,8 @@ INTENT = "chat"
 QUESTION = "What is the capital of France? Answer in one sentence."
 EXAMPLE = st.ROOT / "examples" / "chat.yaml"
 LOAD_REQUESTS = 6
-console = Console(highlight=False)
+SHOWN = ("Fingerprinted", "Planned", "Placed", "Serving")
+console = Console(highlight=False, soft_wrap=True)
 
 
 class Steps:
@@ -56,59 +59,74 @@ class Steps:
 
 def watch_plan(stack: st.Stack, *, seconds: float) -> dict[str, Any]:
     """Print every change of the intent's conditions until it is Ready, and return it."""
-    shown: dict[str, tuple[str, str, str]] = {}
+    shown: dict[str, tuple[str, str]] = {}
     start = time.monotonic()
-    last: dict[str, Any] = {}
 
     def probe() -> dict[str, Any] | None:
-        nonlocal last
-        last = stack.get("inferenceintent", INTENT, NAMESPACE) or {}
-        for item in last.get("status", {}).get("conditions", []):
-            now = (item["status"], item.get("reason", ""), item.get("message", ""))
-            if shown.get(item["type"]) != now:
-                shown[item["type"]] = now
+        intent = stack.get("inferenceintent", INTENT, NAMESPACE) or {}
+        for item in intent.get("status", {}).get("conditions", []):
+            said = (item.get("reason", ""), item.get("message", ""))
+            if item["type"] in SHOWN and shown.get(item["type"]) != said:
+                shown[item["type"]] = said
                 colour = {"True": "green", "False": "yellow"}.get(item["status"], "dim")
+                message = said[1].removeprefix(f"InferenceIntent {NAMESPACE}/{INTENT}: ")
                 console.print(
-                    f"  {time.monotonic() - start:5.1f} s  [{colour}]{item['type']}={item['status']}[/] "
-                    f"{item.get('reason', '')}  [dim]{item.get('message', '')}[/]"
+                    f"  {time.monotonic() - start:5.1f} s  [{colour}]{item['type']:<13} {said[0]:<15}[/] {message}"
                 )
-        return last if st.condition(last, "Ready").get("status") == "True" else None
+        return intent if st.condition(intent, "Ready").get("status") == "True" else None
 
     return st.wait_for(
         f"InferenceIntent {NAMESPACE}/{INTENT} Ready", probe, seconds=seconds, seen=lambda: shown
     )
 
 
-def steady_load(stack: st.Stack, token: str, model: str) -> list[st.Answer]:
-    """Send a few requests one after another, so that queueing does not hide the step time."""
-    return [
-        st.stream_chat(
-            stack.gateway, token=token, model=model, max_tokens=64,
-            prompt=f"Tell me something about the number {number}.",
+def steady_load(stack: st.Stack, token: str, model: str, load: dict[str, Any]) -> list[st.Answer]:
+    """Send the declared load, open loop at even gaps, with prompts and answers of the declared lengths."""
+    gap = 1 / float(load["requestsPerSecond"])
+    words = " ".join(["tell", "me", "more"] * load["promptTokens"])
+
+    def ask(number: int) -> st.Answer:
+        time.sleep(max(0.0, start + number * gap - time.monotonic()))
+        return st.stream_completion(
+            stack.gateway, token=token, model=model, prompt=f"{number} {words}"[: load["promptTokens"] * 5],
+            max_tokens=load["outputTokens"], ignore_eos=True,
+        )  # fmt: skip
+
+    start = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(LOAD_REQUESTS) as pool:
+        return list(
+            track(
+                pool.map(ask, range(LOAD_REQUESTS)),
+                "  requests",
+                total=LOAD_REQUESTS,
+                console=console,
+            )
         )
-        for number in range(LOAD_REQUESTS)
-    ]  # fmt: skip
 
 
 def latency_table(intent: dict[str, Any], answers: list[st.Answer]) -> Table:
-    """Set what was predicted from one and two layers beside what clients saw."""
-    plan = intent["status"]["plan"]
-    predicted = plan["predicted"]
+    """Set what was predicted from one and two layers beside what clients saw: means, like with like."""
+    predicted = intent["status"]["plan"]["predicted"]
     table = Table(
-        "",
+        "mean",
         "predicted",
-        "observed (median of clients)",
+        "observed through the gateway",
         "difference",
         title="Predicted against observed",
     )
     rows = (
-        ("TTFT", predicted.get("timeToFirstTokenMilliseconds"), [a.ttft_seconds for a in answers]),
-        ("TPOT", predicted.get("timePerOutputTokenMilliseconds"), [a.tpot_seconds for a in answers if a.tpot_seconds]),
+        ("TTFT", "timeToFirstTokenMilliseconds", [a.ttft_seconds for a in answers]),
+        ("TPOT", "timePerOutputTokenMilliseconds", [a.tpot_seconds for a in answers if a.tpot_seconds]),
     )  # fmt: skip
-    for name, expected, seen in rows:
-        observed = statistics.median(seen) * 1000
-        difference = f"{(observed / float(expected) - 1) * 100:+.0f} %" if expected else "-"
-        table.add_row(name, f"{expected} ms", f"{observed:.1f} ms", difference)
+    for name, field, seen in rows:
+        observed = statistics.mean(seen) * 1000
+        expected = float(predicted[field])
+        table.add_row(
+            name,
+            f"{expected:.1f} ms",
+            f"{observed:.1f} ms",
+            f"{(observed / expected - 1) * 100:+.0f} %",
+        )
     return table
 
 
@@ -159,9 +177,11 @@ def run(level: str, name: str) -> int:
     console.print(
         f"\n  [dim]{answer.tokens} tokens, first after {answer.ttft_seconds * 1000:.0f} ms[/]"
     )
-    steps.begin("Measure under a steady load of one request at a time")
-    answers = steady_load(stack, token, model)
-    intent = stack.get("inferenceintent", INTENT, NAMESPACE) or {}
+    steps.begin(
+        "Send the declared load and compare with the prediction, which knows one and two layers only"
+    )
+    answers = steady_load(stack, token, model, intent["spec"]["load"])
+    intent = stack.get("inferenceintent", INTENT, NAMESPACE) or intent
     console.print(latency_table(intent, answers))
     if cluster.level == "process":
         console.print(

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "charts" / "trimtab"
 SYSTEM = "trimtab-system"
 RELEASE = "trimtab"
+STREAM_TIMEOUT_SECONDS = 120
 T = TypeVar("T")
 
 DEMO_PRICES = {
@@ -292,7 +293,7 @@ class StreamFailedError(RuntimeError):
 
 def stream_chat(
     gateway: str, *, token: str | None, model: str, prompt: str, max_tokens: int = 48,
-    on_text: Callable[[str], None] = lambda _: None, timeout_seconds: float = 120, **parameters: object,
+    on_text: Callable[[str], None] = lambda _: None, **parameters: object,
 ) -> Answer:  # fmt: skip
     """Ask one question over SSE and return the answer with TTFT and TPOT = (last - first)/(n - 1).
 
@@ -300,28 +301,57 @@ def stream_chat(
         StreamFailedError: The request was refused, or the stream carried an error.
     """
     body = {
-        "model": model, "messages": [{"role": "user", "content": prompt}], "stream": True, "temperature": 0,
-        "max_tokens": max_tokens, "stream_options": {"include_usage": True}, **parameters,
-    }  # fmt: skip
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": max_tokens,
+        **parameters,
+    }
+    return _stream(
+        f"{gateway}/v1/chat/completions",
+        token=token,
+        body={"model": model, **body},
+        on_text=on_text,
+    )
+
+
+def stream_completion(
+    gateway: str,
+    *,
+    token: str | None,
+    model: str,
+    prompt: str,
+    max_tokens: int,
+    **parameters: object,
+) -> Answer:
+    """Continue a text over SSE; otherwise as `stream_chat`.
+
+    Raises:
+        StreamFailedError: The request was refused, or the stream carried an error.
+    """
+    body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, **parameters}
+    return _stream(f"{gateway}/v1/completions", token=token, body=body, on_text=lambda _: None)
+
+
+def _stream(
+    url: str, *, token: str | None, body: dict[str, object], on_text: Callable[[str], None]
+) -> Answer:
+    asked = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}} | body
     headers = {"Content-Type": "application/json"} | (
         {"Authorization": f"Bearer {token}"} if token else {}
     )
-    request = urllib.request.Request(
-        f"{gateway}/v1/chat/completions", json.dumps(body).encode(), headers, method="POST"
-    )
+    request = urllib.request.Request(url, json.dumps(asked).encode(), headers, method="POST")
     start = time.perf_counter()
     texts: list[str] = []
     first = last = None
     tokens, finish = 0, None
     try:
-        with urllib.request.urlopen(request, timeout=timeout_seconds) as response:
+        with urllib.request.urlopen(request, timeout=STREAM_TIMEOUT_SECONDS) as response:
             for event in _events(response):
                 if "error" in event:
                     raise StreamFailedError(json.dumps(event["error"]))
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
                 for choice in event.get("choices", []):
                     finish = choice.get("finish_reason") or finish
-                    if text := choice.get("delta", {}).get("content"):
+                    if text := choice.get("text") or choice.get("delta", {}).get("content"):
                         last = time.perf_counter()
                         first = first or last
                         texts.append(text)
