@@ -92,7 +92,9 @@ def inspect(path: Path, *, shown_as: str) -> dict[str, Any]:
                 f"{last}"
             ) from error
     if not verdict.get("ok"):
-        text = str(verdict.get("message")).replace(str(path), shown_as)
+        text = str(verdict.get("message"))
+        for staged in (str(path / Path(shown_as).name), str(path)):
+            text = text.replace(staged, shown_as)
         raise CommandError(f"{verdict.get('reason')}: {text}")
     return verdict
 

@@ -45,8 +45,9 @@ _NODE_KEYS: Final = frozenset({"name", "cpuModel", "cpu", "memory"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """Nodes to plan on, and where each intent's model can be read."""
+    """Nodes to plan on, and what each intent's model is."""
 
+    path: Path
     pools: tuple[CpuPool, ...]
     models: dict[str, ModelFacts]
 
@@ -147,7 +148,7 @@ def _inventory(path: Path) -> Inventory:
         str(name): _read_model(path.parent / Path(str(place)).expanduser())
         for name, place in (document.get("models") or {}).items()
     }
-    return Inventory(pools=pools, models=models)
+    return Inventory(path=path, pools=pools, models=models)
 
 
 def _pool(node: Any, *, where: str) -> CpuPool:  # any: YAML
@@ -173,7 +174,7 @@ def _facts(intent: InferenceIntent, inventory: Inventory) -> ModelFacts:
         if name in inventory.models:
             return inventory.models[name]
     raise CommandError(
-        f"The inventory's models have no entry for InferenceIntent {namespace}/"
+        f"{inventory.path}: models have no entry for InferenceIntent {namespace}/"
         f"{intent.metadata.name}: add `{intent.metadata.name}: PATH`, or `'*': PATH` for all."
     )
 

@@ -1,0 +1,168 @@
+"""What `trimtab why` says, from a status alone."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.unit.cli.statuses import a_served_intent
+from trimtab.cli import why_view
+from trimtab.cli.app import app
+from trimtab.cli.why import show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RUN = CliRunner()
+
+
+def rendered(body: dict) -> str:
+    out = io.StringIO()
+    show(body, out=Console(file=out, width=200, highlight=False))
+    return out.getvalue()
+
+
+def test_options_are_listed_with_figures_and_why_each_lost() -> None:
+    """Chosen first, then the others: TTFT, TPOT, cost, margin, confidence, reason, sentence."""
+    text = rendered(a_served_intent())
+    for expected in (
+        "InferenceIntent team-a/chat is ready: Serving",
+        "2 x cpu, 1 thread, bf16",
+        "410 p95",
+        "35.4 p95",
+        "0.09",
+        "20 % / 10 %",
+        "High Measured",
+        "MissesTarget",
+        "Its TPOT of 52.1 ms plus the margin misses 50 ms.",
+        "NVIDIA-H100-80GB-HBM3, TP 2, fp8: The price book has no price for this product",
+        "Declared: 0.2 requests/s, 64 prompt tokens, 64 output tokens",
+        "Measured in this engine on this CPU.",
+    ):
+        assert expected in text, expected
+
+
+def test_conditions_are_shown_with_meaning_and_remedy() -> None:
+    """Each condition has its reason's meaning, and the message that says what to do."""
+    text = rendered(a_served_intent())
+    assert "WithinTarget=False OutsideTarget: An observed figure misses its target" in text
+    assert "p95 TPOT is 63 ms, the target 50 ms. Raise the target." in text
+
+
+def test_predicted_stands_beside_observed() -> None:
+    """What was observed is shown beside what was predicted."""
+    rows = why_view.predicted_and_observed(a_served_intent())
+    assert rows == [("TTFT ms", "410", "430"), ("TPOT ms", "35.4", "63")]
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (None, "has no status yet: no operator has seen it."),
+        (
+            {"conditions": [{"type": "Ready", "status": "Unknown", "reason": "Pending"}]},
+            "is not judged yet: Pending",
+        ),
+        (
+            {"conditions": [{"type": "Ready", "status": "False", "reason": "NoFit"}]},
+            "is not ready: NoFit",
+        ),
+        (
+            {
+                "observedGeneration": 1,
+                "conditions": [{"type": "Ready", "status": "True", "reason": "Serving"}],
+            },
+            "is ready: Serving (this is about generation 1; generation 2 is not judged yet)",
+        ),
+    ],
+)
+def test_headline_says_whether_it_is_ready(status: dict | None, sentence: str) -> None:
+    """One sentence says whether the object is ready, why, and whether that is up to date."""
+    body = a_served_intent() | {"status": status}
+    assert why_view.headline(body).endswith(sentence)
+    assert rendered(body).startswith(why_view.headline(body))
+
+
+def test_negative_polarity_is_good_when_false() -> None:
+    """OutliersFound=False is good news."""
+    body = {
+        "kind": "GPUProfile",
+        "metadata": {"name": "h100"},
+        "status": {
+            "gpus": 8,
+            "bins": {"fast": 1, "normal": 7},
+            "conditions": [
+                {"type": "Measured", "status": "True"},
+                {"type": "OutliersFound", "status": "False"},
+                {"type": "CommonCause", "status": "True"},
+                {"type": "Fresh", "status": "Unknown"},
+            ],
+        },
+    }
+    assert [line.good for line in why_view.condition_lines(body)] == [True, True, False, None]
+    assert 'bins: {"fast": 1, "normal": 7}' in rendered(body)
+
+
+def test_markup_in_messages_is_text() -> None:
+    """A message with square brackets is printed, not interpreted."""
+    body = a_served_intent()
+    body["status"]["conditions"][5]["message"] = "nodes[0] is [red]hot[/red]"
+    assert "nodes[0] is [red]hot[/red]" in rendered(body)
+
+
+def test_explanation_for_programs_holds_everything() -> None:
+    """JSON has the summary, conditions with meanings, the plan and its alternatives."""
+    found = why_view.as_json(a_served_intent())
+    assert found["object"] == "InferenceIntent team-a/chat"
+    assert len(found["alternatives"]) == 2
+    assert found["conditions"][0]["meaning"]
+    assert found["plan"]["replicas"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["why", "pod/x"], "pod/x names no object of Trimtab: write ii/NAME"),
+        (["why", "chat"], "chat names no object of Trimtab"),
+        (["why", "ii/"], "ii/ names no object of Trimtab"),
+    ],
+)
+def test_target_that_is_none_is_refused_without_a_cluster(words: list[str], message: str) -> None:
+    """A wrong kind is answered at once."""
+    done = RUN.invoke(app, words)
+    assert done.exit_code == 1
+    assert message in done.stderr
+
+
+def test_missing_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a configuration the message says what to set."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    done = RUN.invoke(app, ["why", "ii/chat", "-n", "x"])
+    assert done.exit_code == 1
+    assert "which does not exist" in done.stderr
+    monkeypatch.delenv("KUBECONFIG")
+    done = RUN.invoke(app, ["why", "ii/chat", "-n", "x"])
+    assert "set KUBECONFIG" in done.stderr
+
+
+def test_namespace_is_that_of_the_current_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command looks where kubectl looks."""
+    from trimtab.cli.cluster import namespace
+
+    config = tmp_path / "config"
+    config.write_text(
+        "current-context: b\ncontexts:\n- {name: a, context: {namespace: wrong}}\n"
+        "- {name: b, context: {namespace: team-b}}\n"
+    )
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    assert namespace() == "team-b"
+    config.write_text("current-context: a\ncontexts: [{name: a, context: {}}]\n")
+    assert namespace() == "default"
