@@ -132,6 +132,16 @@ def test_metrics_used_are_registered(path: Path) -> None:
     assert used - known == set()
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_engine_panels_work_for_vllm_too(path: Path) -> None:
+    """Names with the prefix `vllm:` are ones that vLLM itself exports, its old names not among them."""
+    used = {name for expression in queries(load(path)) for name in names(expression)}
+    plain = {re.sub(r"_(bucket|sum|count)$", "", name) for name in used}
+    assert {name for name in plain if name.startswith("vllm:")} <= {
+        f"vllm:{name}" for name in registered.VLLM
+    }
+
+
 def test_alerts_use_registered_metrics() -> None:
     """The alerts read metrics that exist; `up` is Prometheus' own."""
     import yaml

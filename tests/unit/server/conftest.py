@@ -28,8 +28,10 @@ class Running:
         async with self.session.post(self.url(path), json=body) as reply:
             return reply.status, await reply.json(), dict(reply.headers)
 
-    async def get(self, path: str, *, listener: str = "http") -> tuple[int, bytes]:
-        async with self.session.get(self.url(path, listener=listener)) as reply:
+    async def get(
+        self, path: str, *, listener: str = "http", headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        async with self.session.get(self.url(path, listener=listener), headers=headers) as reply:
             return reply.status, await reply.read()
 
     async def stream(self, path: str, body: dict) -> bytes:

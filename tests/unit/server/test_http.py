@@ -101,6 +101,16 @@ async def test_chat_in_one_piece(worker):
     assert reply["usage"]["total_tokens"] == 8
 
 
+async def test_replies_in_one_piece_tell_their_latencies(worker):
+    """A whole reply of one choice carries TTFT and TPOT in `Server-Timing`; of two, none."""
+    _, _, headers = await worker.post("/v1/chat/completions", CHAT)
+    assert headers["Server-Timing"] == "ttft;dur=250.000, tpot;dur=50.000"
+    _, _, headers = await worker.post("/v1/chat/completions", CHAT | {"n": 2})
+    assert "Server-Timing" not in headers
+    _, _, headers = await worker.post("/v1/chat/completions", CHAT | {"max_tokens": 1})
+    assert headers["Server-Timing"] == "ttft;dur=250.000"
+
+
 async def test_choices_and_prompts_are_indexed(worker, engine):
     """Two prompts with n = 2 give four choices; a shared prompt counts once in the usage."""
     body = TEXT | {"prompt": ["a b", "c"], "n": 2, "seed": 7, "max_tokens": 2}
@@ -289,6 +299,15 @@ async def test_models_tokenize_version_metrics(worker):
         assert b"vllm:prompt_tokens_total" in raw
     assert (await worker.get("/-/state"))[0] == 404
     assert (await worker.get("/v1/models", listener="metrics"))[0] == 404
+
+
+async def test_metrics_keep_the_colon_of_vllms_names_for_a_real_prometheus(worker):
+    """Prometheus asks for OpenMetrics first; the names of the samples are vLLM's all the same."""
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    status, raw = await worker.get("/metrics", listener="metrics", headers={"Accept": accept})
+    assert status == 200
+    assert b"\nvllm:prompt_tokens_total" in raw
+    assert b"\nvllm_" not in raw
 
 
 async def test_request_id_comes_back(worker):

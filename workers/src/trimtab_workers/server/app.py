@@ -31,10 +31,12 @@ def _engine_error(error: Exception) -> ApiError | None:
 def metrics_handler(slot: EngineSlot) -> Handler:
     """Return the handler of `/metrics`: the engine's registry, empty while it starts."""
 
-    async def metrics(request: web.Request) -> web.Response:
+    async def metrics(_: web.Request) -> web.Response:
         engine = slot.engine
-        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
-        body = encode(engine.registry) if engine is not None else b""
+        # NB: never OpenMetrics, which Prometheus prefers: prometheus_client 0.26 writes the colon of
+        # vLLM's names as an underscore there, and every query on `vllm:` finds nothing.
+        body = exposition.generate_latest(engine.registry) if engine is not None else b""
+        content_type = exposition.CONTENT_TYPE_PLAIN_0_0_4
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     return metrics
