@@ -242,6 +242,9 @@ class PricePoller:
         self._wake_all("prices")
 
 
+_PLANNED_COMPONENTS = frozenset({"worker", "inspection", "fingerprint"})
+
+
 class ForeignPoller:
     """Sums what others' pods request per node; slow, for it lists every pod of the cluster."""
 
@@ -258,15 +261,13 @@ class ForeignPoller:
         ):
             node = (pod.get("spec") or {}).get("nodeName")
             labels = (pod.get("metadata") or {}).get("labels") or {}
-            component = labels.get(COMPONENT_LABEL)
-            ours = labels.get(PART_OF_LABEL) == "trimtab" and component in (
-                "worker",
-                "inspection",
-                "fingerprint",
-            )
-            if not node or ours:
+            ours = labels.get(PART_OF_LABEL) == "trimtab"
+            if not node or (ours and labels.get(COMPONENT_LABEL) in _PLANNED_COMPONENTS):
                 continue
             cpu, memory = requests(pod.get("spec") or {})
+            # Operator and gateway ask for tenths of a core: counted, they would cost a small node a
+            # whole thread set. `operator.cpuReserveMillicores` keeps threads back for them.
+            cpu = 0 if ours else cpu
             before = used.get(node, (0, 0))
             used[node] = (before[0] + cpu, before[1] + memory)
         if used != self._world.foreign:
