@@ -169,15 +169,18 @@ class Architecture:
                 )
         return cls(**data)
 
-    def layer_parameters(self) -> int:
-        """Return the number of weights of one hidden layer."""
+    def matrix_parameters(self) -> int:
+        """Return the number of weights in one hidden layer's matrices."""
         q = self.attention_heads * self.head_dim
         kv = self.kv_heads * self.head_dim
         attention = self.hidden_size * (q + 2 * kv) + q * self.hidden_size
-        bias = q + 2 * kv if self.qkv_bias else 0
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
+    def layer_parameters(self) -> int:
+        """Return the number of weights of one hidden layer, norms and biases included."""
+        bias = (self.attention_heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
         head_norms = 2 * self.head_dim if self.qk_norm else 0
-        mlp = 3 * self.hidden_size * self.intermediate_size
-        return attention + bias + head_norms + mlp + 2 * self.hidden_size
+        return self.matrix_parameters() + bias + head_norms + 2 * self.hidden_size
 
     def fixed_parameters(self) -> int:
         """Return the number of weights outside the layers: embedding, head, final norm."""

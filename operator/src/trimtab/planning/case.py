@@ -130,6 +130,8 @@ def _with_options(
             policy=policy,
         )
         every.extend(_judge(case, option, load, snapshot, policy) for option in walked)
+    if intent.objective == "TargetLatency" and not any(j.meets for j in unloaded):
+        every = _fewest_replicas(every)
     ranked = rank(intent, every, policy=policy)
     fitting = [j for j in ranked if fleet.place(j.option) is not None]
     problem = no_fit(intent, unloaded, fleet) or (
@@ -145,6 +147,16 @@ def _with_options(
         problem=problem,
         needs=_urgent(needs, ranked, policy),
     )
+
+
+def _fewest_replicas(every: list[Judged]) -> list[Judged]:
+    """Return per configuration the least that carries the load: no replica makes one request faster."""
+    kept: dict[object, Judged] = {}
+    for judged in every:
+        config = judged.option.config
+        if config not in kept or kept[config].option.predicted.overloaded:
+            kept[config] = judged
+    return list(kept.values())
 
 
 def _judge(

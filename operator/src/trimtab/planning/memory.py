@@ -1,10 +1,15 @@
 """How much memory a replica needs and how many tokens its KV cache holds (planner.md §5)."""
 
+import math
 from dataclasses import dataclass
+from typing import Final
 
 from trimtab.planning.architecture import BYTES_PER_VALUE, Architecture
 from trimtab.planning.fingerprint import Fingerprint
 from trimtab.planning.policy import PlannerPolicy
+
+_PAGE_BYTES: Final = 4096
+_WATERMARK_PERMILLE: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +73,8 @@ def memory_plan(
     policy: PlannerPolicy,
 ) -> MemoryPlan:
     """Return the memory of a replica whose KV cache holds at least ``kv_tokens`` tokens."""
-    weights = weight_bytes(architecture, depth=depth, precision=precision)
-    kv, tokens = _kv_slabs(
+    exact = weight_bytes(architecture, depth=depth, precision=precision)
+    weights, kv, tokens = _arena(
         architecture,
         depth=depth,
         precision=precision,
@@ -77,12 +82,12 @@ def memory_plan(
         kv_tokens=kv_tokens,
         block_tokens=block_tokens,
     )
-    overhead, measured = _overhead(fingerprint, weights=weights, policy=policy)
-    total = 2 * weights + kv + overhead
+    overhead, measured = _overhead(fingerprint, weights=exact, policy=policy)
+    total = weights + exact + kv + overhead
     return MemoryPlan(
         weights=weights,
         kv=kv,
-        host_weights=weights,
+        host_weights=exact,
         overhead=overhead,
         reserve=-(-total * policy.memory_reserve_permille // 1000),
         kv_tokens=tokens,
@@ -90,7 +95,7 @@ def memory_plan(
     )
 
 
-def _kv_slabs(
+def _arena(
     architecture: Architecture,
     *,
     depth: int,
@@ -98,21 +103,27 @@ def _kv_slabs(
     kv_precision: str,
     kv_tokens: int,
     block_tokens: int,
-) -> tuple[int, int]:
-    """Return the bytes of KV slabs and the tokens they hold.
+) -> tuple[int, int, int]:
+    """Return the bytes of weights and of KV in the engine's arena, and the tokens that KV holds.
 
-    A slab has the size of one layer's weights (engine.md §4); KV of all layers lies layer-major
-    in it, so its end is wasted unless a block of all layers divides it. Where not even one block
-    fits into a slab, blocks are counted alone.
+    The engine divides its memory into equal slabs of one layer's matrices, whole blocks of all
+    layers inside each (engine.md §4); embedding, head and norms lie beside them. It keeps a block
+    of zeros and a watermark of 2 % free. A slab never holds less than one block of every layer.
     """
-    block = kv_bytes_per_token(architecture, depth=depth, kv_precision=kv_precision) * block_tokens
+    layer = architecture.matrix_parameters() * BYTES_PER_VALUE[precision]
+    value = BYTES_PER_VALUE[kv_precision]
+    block = architecture.kv_values_per_token() * value * block_tokens
+    align = math.lcm(_PAGE_BYTES, block)
+    slab = -(-max(layer, depth * block) // align) * align
+    fixed = weight_bytes(architecture, depth=depth, precision=precision) - depth * layer
+    homes = -(-depth // (slab // layer))
     blocks = -(-kv_tokens // block_tokens)
-    slab = layer_bytes(architecture, precision=precision)
-    per_slab = slab // block
-    if per_slab == 0:
-        return blocks * block, blocks * block_tokens
-    slabs = -(-blocks // per_slab)
-    return slabs * slab, slabs * per_slab * block_tokens
+    kept = blocks + 2 + -(-blocks * _WATERMARK_PERMILLE // 1000)
+    per_slab = slab // block // depth
+    slabs = -(-kept // per_slab)
+    held = slabs * per_slab
+    usable = held - 2 - -(-held * _WATERMARK_PERMILLE // 1000)
+    return fixed + homes * slab, slabs * slab, max(blocks, usable) * block_tokens
 
 
 def _overhead(

@@ -96,10 +96,15 @@ def rank(intent: IntentView, judged: Iterable[Judged], *, policy: PlannerPolicy)
             return (0, 0.0, *j.order)
         return (1, j.score, *j.order)
 
-    def nearness(j: Judged) -> tuple[object, ...]:
-        return (j.worst.value if j.worst else 0.0, j.score, *j.order)
-
     missing = [j for j in every if not j.meets]
+    nearest = min((_distance(j) for j in missing), default=0.0)
+    near = nearest * (1 + policy.latency_tie_permille / 1000)
+
+    def nearness(j: Judged) -> tuple[object, ...]:
+        if _distance(j) <= near:
+            return (0, 0.0, *j.order)
+        return (1, _distance(j), *j.order)
+
     return sorted(good, key=preference) + sorted(missing, key=nearness)
 
 
@@ -144,6 +149,10 @@ def ttft_with_margin(option: Option) -> float:
 def tpot_with_margin(option: Option) -> float:
     """Return the TPOT at the intent's percentile that a target is compared with, µs."""
     return option.predicted.tpot.percentile_us * (1 + option.margin_permille / 1000)
+
+
+def _distance(judged: Judged) -> float:
+    return judged.worst.value if judged.worst else 0.0
 
 
 def _carries(

@@ -1,0 +1,79 @@
+import pytest
+
+from tests.unit.planning.builders import a_fingerprint
+from trimtab.planning.steady import Replica, ReplicaLimits
+from trimtab.planning.step_model import fit
+
+DEPTH = 30
+
+
+def _replica(*, prompt=128, output=65, slots=32, kv_tokens=1_000_000, budget=512, **times):
+    model = fit(a_fingerprint(**times), depth=DEPTH)
+    limits = ReplicaLimits(token_budget=budget, max_sequences=slots, kv_tokens=kv_tokens)
+    return Replica(model, prompt=prompt, output=output, limits=limits)
+
+
+def test_a_request_alone_takes_its_prompt_and_its_steps():
+    """Unloaded: one chunk and n_o - 1 decode steps, by hand."""
+    replica = _replica()
+    chunk = 5100 + DEPTH * (700 + 20 * 128 + 0.02 * 128 * 64)
+    step = 5100 + DEPTH * (700 + 20 + 0.1 * (128 + 32.5))
+    assert replica.unloaded_us() == pytest.approx(chunk + 64 * step, rel=0.01)
+    state = replica.steady(0.0)
+    assert state.step_us == pytest.approx(step, rel=0.01)
+    assert replica.ttft_us(state, rate=0.0, quantile=0.95) == pytest.approx(chunk, rel=0.01)
+
+
+def test_one_slot_serves_one_request_after_another():
+    """With one sequence at a time the capacity is about one per unloaded request."""
+    replica = _replica(slots=1)
+    assert replica.capacity() * replica.unloaded_us() / 1e6 == pytest.approx(1.0, rel=0.05)
+
+
+def test_little_s_law_holds():
+    """Running sequences = rate · decoding time, at every load."""
+    replica = _replica()
+    for share in (0.1, 0.5, 0.9):
+        rate = share * replica.capacity()
+        state = replica.steady(rate)
+        assert state.running == pytest.approx(rate * 64 * state.step_us / 1e6, rel=0.01)
+
+
+def test_capacity_is_bounded_by_slots_and_by_kv():
+    """Fewer slots, or KV for fewer requests, lower the capacity."""
+    free = _replica().capacity()
+    assert _replica(slots=2).capacity() < free
+    assert _replica(kv_tokens=2 * 161).capacity() == pytest.approx(_replica(slots=2).capacity())
+
+
+def test_a_prompt_interrupts_the_sequences_beside_it():
+    """Longer prompts at an equal request rate raise the time per output token."""
+    short, long = _replica(prompt=32), _replica(prompt=512)
+    rate = 0.3 * long.capacity()
+    assert long.steady(rate).step_us > 1.05 * short.steady(rate).step_us
+
+
+def test_short_prompts_share_steps_instead_of_queueing():
+    """A budget that holds many prompts keeps the prompt queue short at equal prompt tokens/s."""
+    few, many = _replica(prompt=512, output=2), _replica(prompt=64, output=2)
+    rate = 0.5 * few.capacity()
+    waits = [
+        r.ttft_us(r.steady(x), rate=x, quantile=0.95) / r.steady(x).service_us
+        for r, x in ((few, rate), (many, 2 * rate))
+    ]
+    assert waits[1] < waits[0]
+
+
+def test_max_running_is_the_batch_that_meets_a_target():
+    """The cap on sequences comes out of the target; no sequence at all below the floor."""
+    replica = _replica()
+    target = replica.decode_us(3.0)
+    assert replica.max_running(target) == 4
+    assert replica.max_running(replica.decode_us(0.0) - 1) == 0
+
+
+def test_an_output_of_one_token_needs_no_decoding():
+    """With one output token only the prompt counts."""
+    replica = _replica(output=1)
+    assert replica.unloaded_us() == pytest.approx(replica.steady(0.0).service_us)
+    assert replica.capacity() > 0
