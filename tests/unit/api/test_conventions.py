@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,3 +269,33 @@ def test_every_condition_is_described_and_every_kind_has_a_gate() -> None:
         for condition in declared:
             assert condition.doc.startswith(f"{condition.type} ")
             assert condition.positive or not condition.gating
+
+
+def test_api_reference_is_up_to_date() -> None:
+    """docs/reference/api.md is what the models say."""
+    done = subprocess.run(
+        [sys.executable, "-m", "docs.reference.generate", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_api_reference_names_every_field_and_reason() -> None:
+    """No field, condition or reason is missing from the reference."""
+    text = (ROOT / "docs/reference/api.md").read_text()
+    for path, name, _ in NODES:
+        assert not name or f"`{path.split('.', 1)[1]}`" in text, path
+    for reason in Reason:
+        assert f"| `{reason}` | {reason.doc} |" in text
+
+
+def test_planner_uses_reasons_of_the_closed_list() -> None:
+    """Whatever word the planner gives becomes a condition's or an alternative's reason."""
+    from trimtab.planning import plan
+
+    words = {*typing.get_args(plan.Reason), *typing.get_args(plan.Lost)}
+    assert words
+    assert words - {str(reason) for reason in Reason} == set()

@@ -211,3 +211,14 @@ def test_kubectl_plugin_calls_itself_by_its_name() -> None:
     code = "import sys; sys.argv = ['kubectl-trimtab', '--help']\nfrom trimtab.cli import kubectl_plugin; kubectl_plugin()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: kubectl trimtab" in done.stdout
+
+
+def test_example_of_an_offline_plan_works() -> None:
+    """The files under examples/offline plan every inference example, on CPUs at least."""
+    words = ["plan", "-f", str(ROOT / "examples/chat.yaml"), "-f"]
+    words += [str(ROOT / "examples/two-models.yaml"), "-o", "json"]
+    words += ["--inventory", str(ROOT / "examples/offline/fleet.yaml")]
+    words += ["--prices", str(ROOT / "examples/offline/prices.yaml")]
+    done = RUN.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert {found["planned"]["status"] for found in json.loads(done.stdout)} == {"True"}
