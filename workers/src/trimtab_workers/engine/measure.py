@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from trimtab_workers.engine.scheduler import Scheduler
-    from trimtab_workers.engine.tenants import Tenant
 
 _NAME = "measured"
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from trimtab_workers.engine.errors import ModelCorruptError
+from trimtab_workers.engine.linear import Linear, pack_in_place
 from trimtab_workers.engine.memory import TORCH_DTYPES
 from trimtab_workers.engine.models.names import tensor_shapes
 from trimtab_workers.engine.models.shape import DTYPE_BYTES, LlamaShape
@@ -53,15 +55,14 @@ def _aligned(size: int) -> int:
 
 @dataclass(slots=True)
 class Layer:
-    """One layer's tensors; the four matrices are views into its home."""
+    """One layer's weights; the four matrices are views into its home."""
 
-    qkv: torch.Tensor
-    out: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
     attention_norm: torch.Tensor
     mlp_norm: torch.Tensor
-    qkv_bias: torch.Tensor | None = None
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
 
@@ -83,8 +84,8 @@ class LlamaModel:
         self.dtype = dtype
         self._homes = homes
         self.layers: list[Layer] = []
-        self.embedding = torch.empty(0)
-        self.head = torch.empty(0)
+        self.embedding = Linear(torch.empty(0))
+        self.head = self.embedding
         self.norm = torch.empty(0)
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -95,8 +96,6 @@ class LlamaModel:
         def read(name: str) -> torch.Tensor:
             tensor = checkpoint.tensor(name)
             if tuple(tensor.shape) != shapes[name]:
-                from trimtab_workers.engine.errors import ModelCorruptError  # noqa: PLC0415
-
                 raise ModelCorruptError(
                     f"{checkpoint.where}: tensor {name} has shape {tuple(tensor.shape)}, but the "
                     f"configuration asks for {shapes[name]}. Fetch the checkpoint again."
@@ -106,8 +105,12 @@ class LlamaModel:
         def fixed(name: str) -> torch.Tensor:
             return read(name).to(kind).clone()
 
-        self.embedding = fixed("model.embed_tokens.weight")
-        self.head = self.embedding if self.shape.tied else fixed("lm_head.weight")
+        embedding = fixed("model.embed_tokens.weight")
+        if self.shape.tied:
+            self.embedding = self.head = pack_in_place(embedding)
+        else:
+            self.embedding = Linear(embedding)
+            self.head = pack_in_place(fixed("lm_head.weight"))
         self.norm = fixed("model.norm.weight")
         self.layers = [self._load_layer(index, read, fixed) for index in range(self.shape.layers)]
 
@@ -135,18 +138,19 @@ class LlamaModel:
                 at += part.shape[0]
             views.append(view)
             offset += _aligned(rows * cols * DTYPE_BYTES[self.dtype])
+        bias = None
+        if self.shape.qkv_bias:
+            names = tuple(f"{prefix}.self_attn.{x}_proj.bias" for x in "qkv")
+            bias = torch.cat([fixed(name) for name in names])
         qkv, out, gate_up, down = views
         layer = Layer(
-            qkv=qkv,
-            out=out,
-            gate_up=gate_up,
-            down=down,
+            qkv=pack_in_place(qkv, bias),
+            out=pack_in_place(out),
+            gate_up=pack_in_place(gate_up),
+            down=pack_in_place(down),
             attention_norm=fixed(f"{prefix}.input_layernorm.weight"),
             mlp_norm=fixed(f"{prefix}.post_attention_layernorm.weight"),
         )
-        if self.shape.qkv_bias:
-            names = tuple(f"{prefix}.self_attn.{x}_proj.bias" for x in "qkv")
-            layer.qkv_bias = torch.cat([fixed(name) for name in names])
         if self.shape.qk_norm:
             layer.q_norm = fixed(f"{prefix}.self_attn.q_norm.weight")
             layer.k_norm = fixed(f"{prefix}.self_attn.k_norm.weight")
@@ -171,7 +175,7 @@ class LlamaModel:
         Returns:
             Shape [rows, hidden].
         """
-        x = functional.embedding(token_ids, self.embedding)
+        x = self.embedding.rows(token_ids)
         for index, layer in enumerate(self.layers[:layers]):
             x = self._run_layer(x, layer, index=index, rotation=rotation, attention=attention)
         return x
@@ -190,7 +194,7 @@ class LlamaModel:
         q_cols = shape.heads * shape.head_dim
         rotated = (shape.heads + shape.kv_heads) * shape.head_dim
         hidden = self._normed(x, layer.attention_norm)
-        qkv = functional.linear(hidden, layer.qkv, layer.qkv_bias)
+        qkv = layer.qkv(hidden)
         heads = qkv[:, :rotated].view(len(x), -1, shape.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             self._norm_heads(heads, layer.q_norm, layer.k_norm)
@@ -201,14 +205,14 @@ class LlamaModel:
             qkv[:, :q_cols].view(len(x), shape.heads, shape.head_dim),
             qkv[:, q_cols:].view(len(x), 2, shape.kv_heads, shape.head_dim),
         )
-        x = x + functional.linear(mixed, layer.out)
+        x = x + layer.out(mixed)
         hidden = self._normed(x, layer.mlp_norm)
-        gate, up = functional.linear(hidden, layer.gate_up).chunk(2, dim=-1)
-        return x + functional.linear(functional.silu(gate).mul_(up), layer.down)
+        gate, up = layer.gate_up(hidden).chunk(2, dim=-1)
+        return x + layer.down(functional.silu(gate).mul_(up))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Turn hidden states, shape [rows, hidden], into float32 logits [rows, vocab]."""
-        return functional.linear(self._normed(hidden, self.norm), self.head).float()
+        return self.head(self._normed(hidden, self.norm)).float()
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.norm_eps)
