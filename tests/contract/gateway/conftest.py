@@ -67,7 +67,7 @@ def a_chat(**fields):
     } | fields
 
 
-async def eventually(condition: Callable[[], Any], *, seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], Any], *, seconds: float = 30.0) -> None:
     """Wait for something that announces itself nowhere."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - see above
@@ -134,7 +134,7 @@ class Bench:
 
     async def until(self, condition: Callable[[Gateway], Any]) -> None:
         """Wait until the gateway's directory satisfies a condition."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 changed = self.gateway.directory.next_change()
                 if condition(self.gateway):

@@ -77,7 +77,7 @@ class FakeApiServer:
 
     async def until_fault(self, path: str, kind: str) -> None:
         """Wait until a fault was injected, such as `500`."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (path, kind) not in self.faults:
                 await self._answered.wait()
 

@@ -60,13 +60,34 @@ async def test_usage_reaches_only_those_who_asked(served, options):
     assert intent["counts"][0][1:] == [1, 5, 3, 0]
 
 
+async def test_latencies_of_whole_replies_come_from_the_worker(served):
+    """A reply in one piece counts into TTFT and TPOT by what its worker says."""
+    _, _, headers = await served.post(a_chat())
+    assert "Server-Timing" not in headers
+    intent = (await served.observed())["intents"]["team-a/chat"]
+    assert 250.0 <= intent["ttft_ms"][0] < 5000.0
+    assert intent["tpot_ms"] == [50.0]
+
+
+async def test_several_choices_give_no_tpot(served):
+    """Tokens of choices that decode side by side are no TPOT sample."""
+    await served.stream(a_chat(n=2))
+    await served.post(a_chat(n=2))
+    body = {"model": "chat", "prompt": ["a", "b"], "stream": True}
+    async with served.session.post(served.url("/v1/completions"), json=body) as reply:
+        await reply.read()
+    intent = (await served.observed())["intents"]["team-a/chat"]
+    assert intent["tpot_ms"] == []
+    assert intent["output"]["n"] == 3
+
+
 async def test_streams_are_not_buffered(served):
     """The first event reaches the client before the worker has made the second."""
     served.engine.gate = asyncio.Semaphore(1)
     async with served.session.post(
         served.url("/v1/chat/completions"), json=a_chat(stream=True)
     ) as reply:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await reply.content.readuntil(b"Paris")
         served.engine.gate.release()
         served.engine.gate.release()
@@ -113,6 +134,24 @@ async def test_large_bodies(served):
     async with served.session.post(served.url("/v1/chat/completions"), data=data) as reply:
         assert reply.status == 413
         assert (await reply.json())["error"]["code"] == "request_too_large"
+
+
+async def test_memory_for_bodies_is_bounded(bench):
+    """While large bodies are being served, another large one gets 503 and a small one passes."""
+    gate = asyncio.Semaphore(0)
+    bench.api.put(ROUTES, a_config_map(a_route()))
+    engine = await bench.add_worker("u1", FakeEngine(gate=gate))
+    await bench.start_gateway(max_body_bytes_in_flight=3 * 2**17)
+    await bench.settled()
+    large = a_chat(user="x" * 2**18)
+    first = asyncio.ensure_future(bench.post(large))
+    await engine.until(lambda: engine.running == 1)
+    status, reply, _ = await bench.post(large)
+    assert (status, reply["error"]["code"]) == (503, "overloaded")
+    for _ in range(6):
+        gate.release()
+    assert (await bench.post(a_chat()))[0] == 200
+    assert (await first)[0] == 200
 
 
 async def test_only_known_paths_pass(served):

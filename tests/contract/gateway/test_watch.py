@@ -124,6 +124,19 @@ async def test_errors_and_garbage_are_survived(bench):
     )
 
 
+async def test_frozen_watches_are_left(bench, monkeypatch):
+    """A watch whose connection lives but says nothing is given up and resumed."""
+    monkeypatch.setattr(watch, "_SILENCE_SECONDS", 0.1)
+    bench.api.frozen = True
+    await bench.start_gateway()
+    await bench.until(lambda gateway: gateway.directory.live)
+    bench.api.put(ROUTES, a_config_map(a_route()))
+    await eventually(lambda: len(bench.api.watches(ROUTES)) >= 2)
+    assert names(bench.gateway) == []
+    bench.api.frozen = False
+    await bench.until(lambda gateway: names(gateway) == ["team-a/chat"])
+
+
 async def test_bad_documents_change_nothing(bench):
     """A routing document that cannot be read leaves its namespace as it was."""
     bench.api.put(ROUTES, a_config_map(a_route()))
@@ -171,6 +184,7 @@ async def test_a_broken_copy_is_ignored(bench, tmp_path, text):
     assert "routing table" in reason
     code, reply, _ = await bench.post(a_chat())
     assert (code, reply["error"]["code"]) == (503, "no_routes")
+    assert (await bench.get("/v1/models"))[0] == 503
 
 
 async def test_an_outage_later_changes_nothing(bench):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_workers.gateway.sse import LARGEST_EVENT_BYTES, StreamTap
+from trimtab_workers.gateway.sse import LARGEST_EVENT_BYTES, StreamTap, timing_of
 
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
 WORD = b'data: {"choices":[{"delta":{"content":"usage and error"}}]}\n\n'
@@ -64,7 +64,9 @@ def test_latencies_come_from_events():
     tap = StreamTap(pass_usage=False)
     for now, event in ((10.5, ROLE), (10.6, WORD), (10.9, WORD), (11.9, USAGE + DONE)):
         tap.feed(event, now=now)
-    outcome = tap.outcome(arrived_at=10.0, failed=False, overhead_ms=1.0, pod_uid="u")
+    outcome = tap.outcome(
+        arrived_at=10.0, one_choice=True, failed=False, overhead_ms=1.0, pod_uid="u"
+    )
     assert outcome.ttft_ms == pytest.approx(500.0)
     assert outcome.tpot_ms == pytest.approx(200.0)
     assert (outcome.prompt_tokens, outcome.output_tokens) == (7, 3)
@@ -73,7 +75,9 @@ def test_latencies_come_from_events():
 def test_one_token_has_no_tpot():
     """A stream of one token, or without usage, gives no TPOT."""
     tap, _ = fed([WORD], pass_usage=False)
-    outcome = tap.outcome(arrived_at=0.0, failed=True, overhead_ms=None, pod_uid=None)
+    outcome = tap.outcome(
+        arrived_at=0.0, one_choice=True, failed=True, overhead_ms=None, pod_uid=None
+    )
     assert outcome.tpot_ms is None
     assert outcome.output_tokens is None
 
@@ -83,3 +87,32 @@ def test_endless_events_are_refused():
     tap = StreamTap(pass_usage=False)
     with pytest.raises(ValueError, match="more than"):
         tap.feed(b"x" * (LARGEST_EVENT_BYTES + 1), now=0.0)
+
+
+def test_choices_side_by_side_have_no_tpot():
+    """With several choices the tokens of one cannot be told apart, so there is no TPOT."""
+    tap = StreamTap(pass_usage=False)
+    tap.feed(WORD, now=1.0)
+    tap.feed(WORD + USAGE + DONE, now=2.0)
+    outcome = tap.outcome(
+        arrived_at=0.0, one_choice=False, failed=False, overhead_ms=None, pod_uid=None
+    )
+    assert (outcome.ttft_ms, outcome.tpot_ms) == (1000.0, None)
+
+
+@pytest.mark.parametrize(
+    ("header", "ttft"),
+    [
+        ("ttft;dur=12.5, tpot;dur=3", 12.5),
+        ("tpot;dur=3,ttft;desc=x;dur=1", 1.0),
+        ("ttft;dur=x", None),
+        ("ttft", None),
+        ("tpot;dur=3", None),
+        (";;,,=", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_server_timing_is_read(header, ttft):
+    """A `Server-Timing` header gives milliseconds by name; anything else gives none."""
+    assert timing_of(header, "ttft") == ttft

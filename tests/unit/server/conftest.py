@@ -56,7 +56,7 @@ async def running(engine: FakeEngine, *, drain_seconds: float = 5) -> AsyncItera
         async with aiohttp.ClientSession() as session:
             yield Running(server, session)
     finally:
-        await asyncio.wait_for(server.close(), 5)
+        await asyncio.wait_for(server.close(), 30)
 
 
 @pytest.fixture

@@ -16,10 +16,19 @@ from trimtab_workers.engine.errors import (
     QueueFullError,
     UnknownModelError,
 )
-from trimtab_workers.engine.types import Output, Request, TokenLogprob
+from trimtab_workers.engine.types import Output, Request, Timings, TokenLogprob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+TIMINGS = Timings(
+    arrival_seconds=1.0,
+    scheduled_seconds=1.1,
+    first_token_seconds=1.25,
+    finished_seconds=1.35,
+    preemptions=0,
+)
 
 
 class FakeTokenizer:
@@ -136,6 +145,7 @@ class FakeEngine:
                     logprobs=(_logprob(position, word),) if _asked(request) else None,
                     finish_reason=reason,
                     prompt_tokens=len(request.prompt_token_ids),
+                    timings=TIMINGS,
                 )
         finally:
             self.running -= 1
@@ -148,7 +158,7 @@ class FakeEngine:
         self.changed = asyncio.Event()
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not condition():
                 await self.changed.wait()
 

@@ -348,7 +348,7 @@ async def test_reload_waits_for_the_file(worker, engine, monkeypatch):
     async with worker.session.post(url) as reply:
         assert (reply.status, await reply.json()) == (202, {"revision": 1})
     engine.file_revision = 2
-    await asyncio.wait_for(seen.wait(), 5)
+    await asyncio.wait_for(seen.wait(), 30)
     async with worker.session.post(url) as reply:
         assert (reply.status, await reply.json()) == (200, {"revision": 2})
     assert set(wanted) == {2}
@@ -374,7 +374,7 @@ async def test_ports_answer_before_the_engine_exists():
 
     def build():
         loop.call_soon_threadsafe(started.set)
-        asyncio.run_coroutine_threadsafe(settled.wait(), loop).result(5)
+        asyncio.run_coroutine_threadsafe(settled.wait(), loop).result(30)
         return engine
 
     import aiohttp
@@ -450,5 +450,5 @@ async def test_second_signal_forces_the_end():
         stop.deliver(signal.SIGTERM)
         drain = asyncio.ensure_future(worker.server.drain(stop=stop))
         stop.deliver(signal.SIGTERM)
-        assert not await asyncio.wait_for(drain, 5)
+        assert not await asyncio.wait_for(drain, 30)
         pending.cancel()

@@ -183,7 +183,7 @@ async def test_disconnect_frees_the_blocks(worker, client):
     async for _ in stream:
         break
     await stream.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             _, state = await admin(worker, "/-/state")
             if not state["models"][0]["running"]:
@@ -201,7 +201,7 @@ async def test_reload_serves_a_new_model(model_root, tmp_path):
         assert "JSON" in reply["error"]
         assert (await admin(worker, "/-/state"))[1]["errors"]
         a_model_set(file, (MODEL, "alice"), ("team-a/second", "alice"), revision=2)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await admin(worker, "/-/state"))[1]["revision"] != 2:  # noqa: ASYNC110 - the state is polled by design
                 await asyncio.sleep(0.05)
         status, reply = await admin(worker, "/-/reload?revision=2", method="POST")

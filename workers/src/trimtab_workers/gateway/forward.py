@@ -51,11 +51,17 @@ class Call:
     headers: Mapping[str, str]
     stream: bool
     wants_usage: bool
+    one_choice: bool
     arrived_at: float
     read_at: float
     held_seconds: float = 0.0
     sent_at: float | None = None
     pod_uid: str | None = None
+
+    @property
+    def before_worker_ms(self) -> float:
+        """All that passed until a worker had the request: reading, holding and our own time."""
+        return 0.0 if self.sent_at is None else (self.sent_at - self.arrived_at) * 1e3
 
     @property
     def overhead_ms(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from typing import TYPE_CHECKING, Any, Final
@@ -18,11 +19,12 @@ from trimtab_workers.gateway.routes import (
     choose,
     without_rights,
 )
-from trimtab_workers.gateway.sse import StreamTap, tokens_of
+from trimtab_workers.gateway.sse import StreamTap, timing_of, tokens_of
 from trimtab_workers.web.errors import REQUEST_ID, ApiError, request_id
+from trimtab_workers.web.listeners import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from trimtab_workers.gateway.callers import Caller, Callers
     from trimtab_workers.gateway.directory import Directory
@@ -39,6 +41,37 @@ _TO_WORKER: Final = ("Accept", "traceparent", "tracestate")
 _TO_CLIENT: Final = ("Content-Type", "Cache-Control", "Retry-After", "X-Accel-Buffering")
 _EVENT_STREAM: Final = "text/event-stream"
 _LIST_AT_ONCE: Final = 16
+_BODY_SECONDS: Final = 60.0
+
+
+class BodyBudget:
+    """Bounds the memory that bodies of running requests take; one without a length counts most."""
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+
+    @contextlib.contextmanager
+    def reserve(self, request: web.Request) -> Iterator[None]:
+        """Hold a request's share.
+
+        Raises:
+            ApiError: 503 if the others leave too little.
+        """
+        size = request.content_length
+        size = MAX_BODY_BYTES if size is None else min(size, MAX_BODY_BYTES)
+        if self._used and self._used + size > self._limit:
+            raise ApiError(
+                503,
+                "The gateway holds too many large requests. Retry in a moment.",
+                code="overloaded",
+                retry_after_seconds=1.0,
+            )
+        self._used += size
+        try:
+            yield
+        finally:
+            self._used -= size
 
 
 class Proxy:
@@ -64,10 +97,15 @@ class Proxy:
         self._settings = settings
         self._clock = clock
         self._wall_clock = wall_clock
+        self._bodies = BodyBudget(limit_bytes=settings.max_body_bytes_in_flight)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer `/v1/chat/completions` or `/v1/completions`."""
         arrived_at = self._clock()
+        with self._bodies.reserve(request):
+            return await self._generate(request, arrived_at)
+
+    async def _generate(self, request: web.Request, arrived_at: float) -> web.StreamResponse:
         body = await _json_object(request)
         read_at = self._clock()
         caller = await self._caller(request)
@@ -110,13 +148,7 @@ class Proxy:
                 code="missing_required_parameter",
                 param="model",
             )
-        if not self._directory.loaded:
-            raise ApiError(
-                503,
-                "The gateway has no routing table yet. Retry in a moment.",
-                code="no_routes",
-                retry_after_seconds=1.0,
-            )
+        self._require_routes()
         candidates = self._directory.table.candidates(name)
         if caller is None:
             allowed: Iterable[ModelRoute] = without_rights(candidates, name=name)
@@ -131,6 +163,15 @@ class Proxy:
         except AmbiguousModelError as error:
             raise ApiError(400, str(error), code="ambiguous_model", param="model") from error
 
+    def _require_routes(self) -> None:
+        if not self._directory.loaded:
+            raise ApiError(
+                503,
+                "The gateway has no routing table yet. Retry in a moment.",
+                code="no_routes",
+                retry_after_seconds=1.0,
+            )
+
     async def _allowed(self, caller: Caller, route: ModelRoute) -> bool:
         assert self._callers is not None  # noqa: S101 - a caller exists only where they are checked
         return await self._callers.may_invoke(caller, namespace=route.namespace, name=route.intent)
@@ -140,6 +181,7 @@ class Proxy:
 
         A right on all intents, or on all of a namespace, saves one question per intent.
         """
+        self._require_routes()
         routes = self._directory.table.models()
         if caller is None or self._callers is None:
             return list(routes)
@@ -184,6 +226,7 @@ class Proxy:
             headers=headers,
             stream=stream,
             wants_usage=wanted is True,
+            one_choice=_one_choice(body),
             arrived_at=arrived_at,
             read_at=read_at,
         )
@@ -211,10 +254,14 @@ class Proxy:
             raise _died() from error
         status = upstream.response.status
         usage = _usage(raw) if status == 200 else None
+        timing = upstream.response.headers.get("Server-Timing")
+        ttft_ms = timing_of(timing, "ttft")
         outcome = Outcome(
             failed=status >= 500,
             prompt_tokens=tokens_of(usage, "prompt_tokens"),
             output_tokens=tokens_of(usage, "completion_tokens"),
+            ttft_ms=None if ttft_ms is None else ttft_ms + call.before_worker_ms,
+            tpot_ms=timing_of(timing, "tpot"),
             overhead_ms=call.overhead_ms,
             pod_uid=call.pod_uid,
         )
@@ -249,6 +296,7 @@ class Proxy:
         await response.write_eof()
         outcome = tap.outcome(
             arrived_at=call.arrived_at,
+            one_choice=call.one_choice,
             failed=failure is not None or tap.failed,
             overhead_ms=call.overhead_ms,
             pod_uid=call.pod_uid,
@@ -297,7 +345,12 @@ def _client_headers(request: web.Request, upstream: Upstream) -> dict[str, str]:
 
 async def _json_object(request: web.Request) -> dict[str, Any]:
     try:
-        body = await request.json()
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await request.json()
+    except TimeoutError as error:
+        raise ApiError(
+            408, f"The request body did not arrive within {_BODY_SECONDS:g} s.", code="timeout"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ApiError(
             400, f"The request body is not valid JSON: {error}.", code="invalid_json"
@@ -305,6 +358,12 @@ async def _json_object(request: web.Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.", code="invalid_json")
     return body
+
+
+def _one_choice(body: dict[str, Any]) -> bool:
+    prompt = body.get("prompt")
+    prompts = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+    return (body.get("n") is None or body["n"] == 1) and not prompts
 
 
 def _usage(raw: bytes) -> object:

@@ -40,6 +40,7 @@ class GatewaySettings:
     audience: str = "trimtab"
     state_dir: Path | None = None
     max_in_flight: int = 1024
+    max_body_bytes_in_flight: int = 128 * 2**20
     hold_seconds: float = 10.0
     upstream_seconds: float = 600.0
     connect_seconds: float = 2.0

@@ -64,13 +64,22 @@ class StreamTap:
         return True
 
     def outcome(
-        self, *, arrived_at: float, failed: bool, overhead_ms: float | None, pod_uid: str | None
+        self,
+        *,
+        arrived_at: float,
+        one_choice: bool,
+        failed: bool,
+        overhead_ms: float | None,
+        pod_uid: str | None,
     ) -> Outcome:
-        """Return what the stream tells about its request; TPOT needs two tokens or more."""
+        """Return what the stream tells about its request.
+
+        TPOT needs two tokens or more, all of one choice: choices decode side by side.
+        """
         ttft_ms = None if self.first_at is None else (self.first_at - arrived_at) * 1e3
         tokens = tokens_of(self.usage, "completion_tokens")
         tpot_ms = None
-        if tokens is not None and tokens > 1 and self.first_at is not None:
+        if one_choice and tokens is not None and tokens > 1 and self.first_at is not None:
             tpot_ms = ((self.last_at or self.first_at) - self.first_at) * 1e3 / (tokens - 1)
         return Outcome(
             failed=failed,
@@ -81,6 +90,20 @@ class StreamTap:
             overhead_ms=overhead_ms,
             pod_uid=pod_uid,
         )
+
+
+def timing_of(header: str | None, name: str) -> float | None:
+    """Return an entry's milliseconds of a `Server-Timing` header, or None if it has none."""
+    for entry in (header or "").split(","):
+        key, *fields = (part.strip() for part in entry.split(";"))
+        for field in fields:
+            label, _, value = field.partition("=")
+            if (key, label) == (name, "dur"):
+                try:
+                    return max(0.0, float(value))
+                except ValueError:
+                    return None
+    return None
 
 
 def tokens_of(usage: object, name: str) -> int | None:

@@ -15,7 +15,15 @@ from aiohttp import web
 from trimtab_workers.engine.errors import EngineError, InvalidRequestError
 from trimtab_workers.engine.types import Output, Request, SamplingParams
 from trimtab_workers.server.parse import Sampling, parse_chat, parse_completion
-from trimtab_workers.server.replies import DONE, Choice, Reply, dump, event, usage_of
+from trimtab_workers.server.replies import (
+    DONE,
+    Choice,
+    Reply,
+    dump,
+    event,
+    server_timing,
+    usage_of,
+)
 from trimtab_workers.web.errors import REQUEST_ID, ApiError, request_id
 
 if TYPE_CHECKING:
@@ -102,7 +110,9 @@ class Generation:
                 choices[index].take(output)
             usage = usage_of(choices, per_prompt=call.sampling.n)
             body = dump(call.reply.whole(choices, usage=usage))
-            return web.Response(body=body, content_type="application/json")
+            timing = server_timing(choices[0]) if len(choices) == 1 else None
+            headers = {} if timing is None else {"Server-Timing": timing}
+            return web.Response(body=body, content_type="application/json", headers=headers)
 
 
 async def _stream(

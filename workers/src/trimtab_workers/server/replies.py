@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trimtab_workers.engine.types import Output, TokenLogprob
+    from trimtab_workers.engine.types import Output, Timings, TokenLogprob
 
 DONE: Final = b"data: [DONE]\n\n"
 _LOWEST_LOGPROB: Final = -9999.0  # JSON has no infinity; OpenAI's and vLLM's stand-in
@@ -58,6 +58,7 @@ class Choice:
     stop_reason: str | int | None = None
     started: bool = False
     characters: int = 0
+    timings: Timings | None = None
 
     def take(self, output: Output) -> None:
         """Add what a step produced."""
@@ -66,6 +67,7 @@ class Choice:
         self.tokens += len(output.token_ids)
         self.prompt_tokens = max(self.prompt_tokens, output.prompt_tokens)
         self.cached_tokens = max(self.cached_tokens, output.cached_tokens)
+        self.timings = output.timings or self.timings
         if output.finish_reason is not None:
             self.finish_reason = output.finish_reason
             self.stop_reason = output.stop_reason
@@ -78,6 +80,22 @@ def usage_of(choices: Sequence[Choice], *, per_prompt: int) -> Usage:
         completion=sum(choice.tokens for choice in choices),
         cached=sum(choice.cached_tokens for choice in choices[::per_prompt]),
     )
+
+
+def server_timing(choice: Choice) -> str | None:
+    """Return a `Server-Timing` header with TTFT and TPOT in milliseconds, where both are known.
+
+    A reply in one piece shows neither to whoever measures from outside, such as the gateway.
+    """
+    timings = choice.timings
+    if timings is None or timings.first_token_seconds is None:
+        return None
+    ttft = timings.first_token_seconds - timings.arrival_seconds
+    header = f"ttft;dur={ttft * 1e3:.3f}"
+    if timings.finished_seconds is None or choice.tokens < 2:
+        return header
+    decode = timings.finished_seconds - timings.first_token_seconds
+    return f"{header}, tpot;dur={decode * 1e3 / (choice.tokens - 1):.3f}"
 
 
 class Reply:
