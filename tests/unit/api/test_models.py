@@ -14,7 +14,8 @@ from trimtab.api.v1alpha1.crd import SchemaError, custom_resource_definition, st
 from trimtab.api.v1alpha1.gpuprofile import GPUProfile
 from trimtab.api.v1alpha1.inferenceintent import InferenceIntent, Objective
 from trimtab.api.v1alpha1.manifests import KINDS
-from trimtab.api.v1alpha1.serverlessfunction import ServerlessFunction, amount
+from trimtab.api.v1alpha1.serverlessfunction import ServerlessFunction
+from trimtab.api.v1alpha1.serverlessfunction_rules import amount
 
 
 @pytest.mark.parametrize(
