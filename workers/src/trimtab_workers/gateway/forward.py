@@ -22,6 +22,7 @@ from trimtab_workers.web.errors import ApiError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from trimtab_workers.gateway.blend import LiveWeights
     from trimtab_workers.gateway.directory import Directory
     from trimtab_workers.gateway.endpoints import Endpoint
     from trimtab_workers.gateway.metrics import GatewayMetrics
@@ -103,16 +104,20 @@ class Forwarder:
         session: aiohttp.ClientSession,
         directory: Directory,
         picker: Picker,
+        weights: LiveWeights,
         settings: GatewaySettings,
         metrics: GatewayMetrics,
         clock: Callable[[], float],
+        wall_clock: Callable[[], float],
     ) -> None:
         self._session = session
         self._directory = directory
         self._picker = picker
+        self._weights = weights
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._wall_clock = wall_clock
 
     async def open(self, call: Call) -> Upstream:
         """Send the call to a pod and return the beginning of its answer.
@@ -125,9 +130,12 @@ class Forwarder:
         attempts = _Round()
         while True:
             changed = self._directory.next_change()
+            serving = self._directory.serving(call.route)
             endpoint = self._picker.pick(
-                self._directory.serving(call.route),
-                weight=call.route.weight,
+                serving,
+                weight=self._weights.of(
+                    call.route, [row.uid for row in serving], now=self._wall_clock()
+                ),
                 exclude=attempts.tried,
                 now=self._clock(),
             )

@@ -14,6 +14,7 @@ from trimtab.api.v1alpha1 import names
 from trimtab.net import pod_connector
 from trimtab_workers.gateway import state
 from trimtab_workers.gateway.app import Gate, admin_app, metrics_app, public_app
+from trimtab_workers.gateway.blend import LiveWeights
 from trimtab_workers.gateway.callers import Callers
 from trimtab_workers.gateway.directory import Directory
 from trimtab_workers.gateway.forward import Forwarder
@@ -44,6 +45,7 @@ class Gateway:
         self.directory = Directory(metrics=self.metrics)
         self.observed = Observed()
         self.picker = Picker()
+        self.weights = LiveWeights(self.observed)
         self.gate = Gate(in_flight=InFlight(), limit=settings.max_in_flight)
         self.listeners = Listeners(host=settings.host)
 
@@ -113,9 +115,11 @@ class Gateway:
             session=session,
             directory=self.directory,
             picker=self.picker,
+            weights=self.weights,
             settings=self._settings,
             metrics=self.metrics,
             clock=time.monotonic,
+            wall_clock=time.time,
         )
         return Proxy(
             directory=self.directory,
@@ -159,6 +163,8 @@ class Gateway:
         while True:
             await self.directory.next_change().wait()
             self.picker.forget_all_but(self.directory.pods())
+            models = self.directory.table.models()
+            self.weights.forget_all_but({route.intent_key for route in models})
 
     def _run(self, work: Any, *, name: str) -> None:
         task = asyncio.create_task(work, name=name)

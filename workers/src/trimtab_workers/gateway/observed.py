@@ -92,6 +92,11 @@ class _Intent:
         self.overhead = _Samples(SAMPLES)
         self.pods: dict[str, _Samples] = {}
 
+    def pod_latencies(self, now: float) -> dict[str, tuple[float, int]]:
+        values = {uid: samples.values(now=now) for uid, samples in self.pods.items()}
+        self.pods = {uid: self.pods[uid] for uid, rows in values.items() if rows}
+        return {uid: (median(rows), len(rows)) for uid, rows in values.items() if rows}
+
     def expire(self, now: float) -> None:
         oldest = _bucket_start(now) - (BUCKETS - 1) * BUCKET_SECONDS
         while self.buckets and self.buckets[0].start < oldest:
@@ -159,6 +164,11 @@ class Observed:
                 samples = record.pods.setdefault(outcome.pod_uid, _Samples(POD_SAMPLES))
                 samples.add(outcome.tpot_ms, now=now)
 
+    def pod_latencies(self, intent: str, *, now: float) -> dict[str, tuple[float, int]]:
+        """Return median TPOT in milliseconds and number of samples by pod uid."""
+        record = self._intents.get(intent)
+        return {} if record is None else record.pod_latencies(now)
+
     def document(self, *, replica: str, now: float) -> dict[str, Any]:
         """Return `/-/observed`; `now` is seconds since the epoch."""
         self._expire(now)
@@ -175,8 +185,6 @@ class Observed:
 def _report(record: _Intent, now: float) -> dict[str, Any]:
     gaps = _merged(bucket.gaps for bucket in record.buckets)
     overhead = record.overhead.values(now=now)
-    pods = {uid: samples.values(now=now) for uid, samples in record.pods.items()}
-    record.pods = {uid: record.pods[uid] for uid, values in pods.items() if values}
     return {
         "counts": [
             [row.start, row.requests, row.prompt_tokens, row.output_tokens, row.errors]
@@ -189,9 +197,8 @@ def _report(record: _Intent, now: float) -> dict[str, Any]:
         "tpot_ms": [round(value, 3) for value in record.tpot.values(now=now)],
         "overhead_ms_p50": round(median(overhead), 3) if overhead else None,
         "pods": {
-            uid: {"tpot_ms_p50": round(median(values), 3), "n": len(values)}
-            for uid, values in sorted(pods.items())
-            if values
+            uid: {"tpot_ms_p50": round(tpot, 3), "n": n}
+            for uid, (tpot, n) in sorted(record.pod_latencies(now).items())
         },
     }
 

@@ -46,6 +46,7 @@ class ModelRoute:
     intent: str
     service: str
     bare: bool = False
+    alarm: bool = False
     prefill_share: float = 0.5
     pods: Mapping[str, PodFactors] = field(default_factory=dict)
 
@@ -59,16 +60,21 @@ class ModelRoute:
         """The intent's namespace and name, as `/-/observed` reports it."""
         return f"{self.namespace}/{self.intent}"
 
-    def weight(self, uid: str) -> int:
-        """Return the pod's share of work: 1000 for the median pod, 500 to 2000 at the ends.
-
-        10⁶ ÷ Σ mix·factor, clipped; a pod that the table does not know counts 1000.
-        """
+    def factor(self, uid: str) -> float:
+        """Return how slow a pod is for this model's mix, in thousandths; 1000 if unknown."""
         factors = self.pods.get(uid)
         if factors is None:
-            return UNKNOWN_POD_FACTOR
-        factor = self.prefill_share * factors.prefill + (1.0 - self.prefill_share) * factors.decode
-        return max(_WEIGHT_FLOOR, min(_WEIGHT_CEILING, round(1e6 / factor)))
+            return float(UNKNOWN_POD_FACTOR)
+        return self.prefill_share * factors.prefill + (1.0 - self.prefill_share) * factors.decode
+
+    def weight(self, uid: str) -> int:
+        """Return a pod's share of work by the table alone; see `weight_of`."""
+        return weight_of(self.factor(uid))
+
+
+def weight_of(factor: float) -> int:
+    """Return 10⁶ ÷ factor: 1000 for the median pod, clipped to 500 and 2000."""
+    return max(_WEIGHT_FLOOR, min(_WEIGHT_CEILING, round(1e6 / factor)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +181,7 @@ def _parse_model(entry: object, *, namespace: str) -> ModelRoute:
         intent=_text(entry, "intent"),
         service=_text(entry, "service"),
         bare=entry.get("bare") is True,
+        alarm=entry.get("alarm") is True,
         prefill_share=_prefill_share(entry.get("mix")),
         pods={str(uid): _parse_factors(str(uid), factors) for uid, factors in pods.items()},
     )
