@@ -156,6 +156,7 @@ class Stack:
         values: list[Mapping[str, Any]] = [
             self.cluster.helm_values(),
             {"prices": DEMO_PRICES},
+            self.values,
             *extra,
         ]
         self.cluster.state_dir.mkdir(parents=True, exist_ok=True)
