@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -49,6 +50,19 @@ async def test_missing_tokens_are_401(guarded):
     assert (await guarded.post(a_chat()))[0] == 401
     assert (await guarded.get("/v1/models"))[0] == 401
     assert (await guarded.get("/healthz"))[0] == 200
+
+
+async def test_bodies_of_strangers_are_not_read(guarded):
+    """A caller without a token is refused before the body has arrived."""
+    never = asyncio.Event()
+
+    async def endless():
+        yield b"{"
+        await never.wait()
+
+    url = guarded.url("/v1/chat/completions")
+    async with guarded.session.post(url, data=endless()) as reply:
+        assert reply.status == 401
 
 
 async def test_rights_decide(guarded):

@@ -288,6 +288,16 @@ async def test_failures_after_acceptance_are_not_retried(bench):
     assert (await bench.observed())["intents"]["team-a/chat"]["counts"][0][4] == 1
 
 
+async def test_bugs_are_counted_as_errors(served, monkeypatch, caplog):
+    """A bug in the gateway is a 500 without details, logged, and an error of its intent."""
+    monkeypatch.setattr(served.gateway.picker, "pick", lambda *_, **__: 1 / 0)
+    status, reply, _ = await served.post(a_chat())
+    assert (status, reply["error"]["code"]) == (500, "internal_error")
+    assert "division" not in json.dumps(reply)
+    assert "request_failed" in caplog.text
+    assert (await served.observed())["intents"]["team-a/chat"]["counts"][0][4] == 1
+
+
 async def test_worker_500_passes_unchanged(served):
     """A worker's own 500 is the client's, once."""
     served.engine.fail_after = 0

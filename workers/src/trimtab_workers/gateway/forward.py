@@ -54,7 +54,7 @@ class Call:
     wants_usage: bool
     one_choice: bool
     arrived_at: float
-    read_at: float
+    read_seconds: float
     held_seconds: float = 0.0
     sent_at: float | None = None
     pod_uid: str | None = None
@@ -69,7 +69,8 @@ class Call:
         """The gateway's own time until a worker had the request; reading and holding apart."""
         if self.sent_at is None:
             return None
-        return max(0.0, self.sent_at - self.read_at - self.held_seconds) * 1e3
+        own = self.sent_at - self.arrived_at - self.read_seconds - self.held_seconds
+        return max(0.0, own) * 1e3
 
 
 @dataclass(slots=True)

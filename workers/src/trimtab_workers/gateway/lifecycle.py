@@ -13,6 +13,7 @@ import aiohttp
 from trimtab.api.v1alpha1 import names
 from trimtab.net import pod_connector
 from trimtab_workers.gateway import state
+from trimtab_workers.gateway.access import Access
 from trimtab_workers.gateway.app import Gate, admin_app, metrics_app, public_app
 from trimtab_workers.gateway.blend import LiveWeights
 from trimtab_workers.gateway.callers import Callers
@@ -122,9 +123,8 @@ class Gateway:
             wall_clock=time.time,
         )
         return Proxy(
-            directory=self.directory,
+            access=Access(directory=self.directory, callers=self._callers()),
             forwarder=forwarder,
-            callers=self._callers(),
             observed=self.observed,
             metrics=self.metrics,
             settings=self._settings,
