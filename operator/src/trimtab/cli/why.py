@@ -125,7 +125,12 @@ def show_options(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
     for line in lines:
         mark = "[green]chosen[/]" if line.chosen else "[yellow]lost  [/]"
         out.print(f"  {mark} {escape(line.why)}")
-    plan = (body.get("status") or {}).get("plan") or {}
+    _show_sentences((body.get("status") or {}).get("plan") or {}, out=out)
+
+
+def _show_sentences(plan: dict[str, Any], *, out: Console) -> None:  # any: JSON
+    from rich.markup import escape  # noqa: PLC0415 - 60 ms
+
     for title, sentences in (
         ("Confidence", (plan.get("confidence") or {}).get("reasons") or ()),
         ("Remapping", (plan.get("remap") or {}).get("reasons") or ()),
