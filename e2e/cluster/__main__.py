@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from e2e.cluster import api, build, embedded, providers, state
+from e2e.cluster import api, build, embedded, providers, requirements, state
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.versions import LEVELS
 
@@ -94,6 +94,9 @@ def _kubeconfig(arguments: argparse.Namespace) -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     level = arguments.level
+    if arguments.install_missing and (packages := requirements.missing_packages()):
+        _report(f"installing {' '.join(packages)}")
+        requirements.install(packages)
     if level == "auto":
         level, why = embedded.highest_level()
         if why:
@@ -142,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     config.set_defaults(run=_kubeconfig)
     built = commands.add_parser("build", parents=[common], help="build what a level needs, no more")
     built.add_argument("--level", choices=("auto", *LEVELS), default="auto")
+    built.add_argument(
+        "--install-missing",
+        action="store_true",
+        help="as root on Debian: apt-get install what the node level lacks first",
+    )
     built.set_defaults(run=_build)
     load = commands.add_parser("load-image", parents=[common], help="import a docker-archive tar")
     load.add_argument("archive", type=Path)

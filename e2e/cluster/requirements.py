@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 from pathlib import Path
+
+from e2e.cluster.errors import ClusterError
 
 PROGRAMS = {
     "unshare": "util-linux",
@@ -35,6 +38,39 @@ def has_capability(number: int) -> bool:
 def missing_programs() -> list[str]:
     """Return the Debian packages of the programs that are not on the PATH."""
     return sorted({package for name, package in PROGRAMS.items() if not which(name)})
+
+
+def missing_packages() -> list[str]:
+    """Return every Debian package that building and running the node level lacks here."""
+    packages = set(missing_programs())
+    if not (shutil.which("gcc") or shutil.which("cc")):
+        packages |= {"gcc", "libc6-dev"}
+    if not shutil.which("pkg-config"):
+        packages |= {"pkg-config", "libseccomp-dev"}
+    elif subprocess.run(["pkg-config", "--exists", "libseccomp"], check=False).returncode:
+        packages.add("libseccomp-dev")
+    return sorted(packages)
+
+
+def install(packages: list[str]) -> None:
+    """Install Debian packages.
+
+    Raises:
+        ClusterError: This is not root on Debian, or apt-get failed; holds the command to run by hand.
+    """
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise ClusterError(
+            f"Installing {', '.join(packages)} needs root and apt-get. "
+            f"Remedy: run `sudo {' '.join(command)}`, or what your system has in its place."
+        )
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for step in (["apt-get", "update", "-q"], command):
+        done = subprocess.run(step, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            raise ClusterError(
+                f"`{' '.join(step)}` ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
+            )
 
 
 def which(name: str) -> str | None:
@@ -87,7 +123,7 @@ def _missing_cgroups() -> list[str]:
                 "Remedy: mount them, or use the process level."
             )
         ]
-    if not os.access(root, os.W_OK):
+    if os.geteuid() == 0 and not os.access(root, os.W_OK):
         return [
             f"It needs to write under {root}, which is read-only. Remedy: a privileged container."
         ]
