@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import kopf
 
+from trimtab.api.v1alpha1.names import OPERATOR
 from trimtab.handlers.watching import register
 from trimtab.kube.client import MERGE, KubeClient
 from trimtab.kube.errors import ApiError
-from trimtab.kube.resources import CONFIG_MAP, INTENT, JOB, POD, Manifest, Resource, resource_of
+from trimtab.kube.resources import (
+    CHILDREN,
+    CONFIG_MAP,
+    EVENT,
+    INTENT,
+    JOB,
+    POD,
+    Manifest,
+    Resource,
+    resource_of,
+)
 from trimtab.kube.writer import TokenBucket, Writer
 from trimtab.planning.plan import (
     Confidence,
@@ -63,6 +74,37 @@ VERDICT = json.dumps(
         "source": "abc",
         "cpuModel": "Test CPU",
         "cpus": 2,
+    }
+)
+
+
+FINGERPRINT = json.dumps(
+    {
+        "v": 1,
+        "key": {
+            "architecture": "0" * 16,
+            "layerKind": "full",
+            "product": "cpu",
+            "cpuModel": "Test CPU",
+            "threads": 1,
+            "precision": "bf16",
+            "kvPrecision": "bf16",
+            "tensorParallelSize": 1,
+            "engine": "trimtab",
+            "engineVersion": "0.1.0",
+            "flags": [],
+        },
+        "source": "Measured",
+        "tpMode": "Real",
+        "depths": [1, 2],
+        "decode": [[1, 64, 1000, 10, 1500, 10, 20]],
+        "prefill": [[32, 0, 2000, 10, 3000, 10, 20]],
+        "mixed": [],
+        "memory": [],
+        "collective": [],
+        "notes": [],
+        "gpuSeconds": 10,
+        "taken": "2026-11-23T00:00:00Z",
     }
 )
 
@@ -270,6 +312,8 @@ class Lab:
         pods: list[Manifest] = await self.wait(f"{count} worker pods", look)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for number, pod in enumerate(pods):
+            if pod["status"].get("phase") == "Running":
+                continue
             running = {"name": "worker", "image": "x", "imageID": "x", "ready": True}
             running |= {
                 "restartCount": 0,
@@ -278,8 +322,8 @@ class Lab:
             }
             status = {
                 "phase": "Running",
-                "podIP": f"192.0.2.{number + 1}",
-                "podIPs": [{"ip": f"192.0.2.{number + 1}"}],
+                "podIP": f"192.0.2.{number + 10 * count}",
+                "podIPs": [{"ip": f"192.0.2.{number + 10 * count}"}],
                 "conditions": [
                     {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
                     {"type": "Ready", "status": "True", "lastTransitionTime": now},
@@ -291,6 +335,30 @@ class Lab:
                 POD, self.namespace, pod["metadata"]["name"], {"status": status}, "status"
             )
         return pods
+
+    async def force_delete(self, pod: Manifest) -> None:
+        """Play the kubelet: a pod that was deleted is gone."""
+        with contextlib.suppress(ApiError):
+            await self.client.request(
+                "DELETE",
+                POD.path(namespace=self.namespace, name=pod["metadata"]["name"]),
+                query={"gracePeriodSeconds": "0"},
+            )
+
+    async def events(self, namespace: str) -> list[Manifest]:
+        return [
+            e for e in await self.list(EVENT, namespace) if e["reportingController"] == OPERATOR
+        ]
+
+    async def versions(self) -> dict[str, str]:
+        """ResourceVersions of the intents and of all that the operator owns."""
+        found = {}
+        for namespace in (self.namespace, self.system):
+            for resource in (INTENT, *CHILDREN):
+                for item in await self.list(resource, namespace):
+                    meta = item["metadata"]
+                    found[f"{resource.plural}/{meta['name']}"] = meta["resourceVersion"]
+        return found
 
     async def delete(self, resource: Resource, namespace: str, name: str) -> None:
         with contextlib.suppress(ApiError):
@@ -322,6 +390,28 @@ class Running:
         self.admin = PlayedAdmin()
         self.counter = CountingWrites()
         self.operator: Operator | None = None
+
+    def steps(self, uid: str) -> int:
+        assert self.operator is not None
+        loops = self.operator.beats.document()["loops"].values()
+        return sum(loop["steps"] for loop in loops if loop["uid"] == uid)
+
+    async def stepped_past(self, uid: str, count: int) -> bool:
+        return self.steps(uid) > count
+
+    async def poll(self, name: str) -> None:
+        assert self.operator is not None
+        self.operator._run_job(name)
+
+    async def quiet(self, *, seconds: float = 1.5) -> None:
+        """Return once nothing was written for a while."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            before = len(self.counter.writes)
+            await asyncio.sleep(seconds)
+            if len(self.counter.writes) == before:
+                return
+        raise AssertionError(f"the operator keeps writing: {self.counter.writes[-10:]}")
 
 
 @contextlib.asynccontextmanager

@@ -13,9 +13,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 INSPECTION_KEY: Final = "inspection.json"
-FAILURES: Final = ("ModelNotFound", "ModelCorrupt", "UnsupportedModel")
+FAILURES: Final = (
+    "ModelNotFound",
+    "ModelCorrupt",
+    "UnsupportedModel",
+    "DownloadFailed",
+    "PickleRefused",
+)
 
-FailureReason = Literal["ModelNotFound", "ModelCorrupt", "UnsupportedModel", "InspectionFailed"]
+FailureReason = Literal[
+    "ModelNotFound",
+    "ModelCorrupt",
+    "UnsupportedModel",
+    "DownloadFailed",
+    "PickleRefused",
+    "InspectionFailed",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +72,16 @@ def parse_verdict(text: str) -> ModelFacts | Refusal:
         return Refusal(reason="UnsupportedModel", message=str(error))
     except (KeyError, TypeError, ValueError) as error:
         return _unreadable(f"lacks or garbles a field ({error!r})", text)
+
+
+def stated_refusal(text: str) -> Refusal | None:
+    """Return the refusal that a failed container wrote as its message, None where it wrote none."""
+    if not text.lstrip().startswith("{"):
+        return None
+    verdict = parse_verdict(text)
+    if isinstance(verdict, ModelFacts) or verdict.reason == "InspectionFailed":
+        return None
+    return verdict
 
 
 def _unreadable(why: str, text: str) -> Refusal:

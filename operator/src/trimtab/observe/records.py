@@ -265,7 +265,7 @@ def pod(body: Body) -> PodRecord:
         restarts=int(main.get("restartCount") or 0),
         unschedulable=(
             str(scheduled.get("message") or scheduled.get("reason") or "")
-            if scheduled.get("status") == "False"
+            if scheduled.get("status") == "False" and status.get("phase") == "Pending"
             else ""
         ),
     )

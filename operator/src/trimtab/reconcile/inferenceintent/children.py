@@ -282,7 +282,9 @@ def _network_policy(placement: Placement, name: str) -> Manifest:
                 # An empty `from` would let everybody in.
                 *([metrics] if peers else []),
             ],
-            "egress": egress,
+            # Written only where it holds rules: an empty list is stored as none, and every
+            # re-apply of it would be a change.
+            **({"egress": egress} if egress else {}),
         },
     }
 

@@ -12,6 +12,7 @@ from trimtab.observe.inspections import (
     ModelFacts,
     Refusal,
     parse_verdict,
+    stated_refusal,
 )
 from trimtab.reconcile.inferenceintent import jobs
 
@@ -77,7 +78,9 @@ def inspection(
         return _refused(job, verdict, source, generation, said.ended.finished_at, now, seconds)
     # A completed Job whose pod is known but not yet seen to end: its event comes.
     if job.failed or (job.complete and all(p.ended for p in its_pods)):
-        refusal = Refusal(reason="InspectionFailed", message=_exit(job, its_pods))
+        refusal = _stated(its_pods) or Refusal(
+            reason="InspectionFailed", message=_exit(job, its_pods)
+        )
         return _refused(job, refusal, source, generation, job.finished_at, now, seconds)
     return Inspection(
         source_digest=source,
@@ -129,6 +132,11 @@ def _time(text: str, otherwise: datetime) -> datetime:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
         return otherwise
+
+
+def _stated(pods: Sequence[PodRecord]) -> Refusal | None:
+    said = (stated_refusal(p.ended.message) for p in reversed(pods) if p.ended is not None)
+    return next((refusal for refusal in said if refusal is not None), None)
 
 
 def _exit(job: JobRecord, pods: Sequence[PodRecord]) -> str:

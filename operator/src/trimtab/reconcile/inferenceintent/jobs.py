@@ -129,8 +129,7 @@ def inspection_policy(*, owner: Owner, mounted: Mounted) -> Manifest:
                 }
             },
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [],
-            "egress": [dict(rule) for rule in mounted.egress],
+            **({"egress": [dict(rule) for rule in mounted.egress]} if mounted.egress else {}),
         },
     }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from trimtab.api.v1alpha1.conditions import Condition, ConditionType, Truth
 from trimtab.api.v1alpha1.reasons import Reason
+from trimtab.observe.inspections import stated_refusal
 from trimtab.observe.traffic import FEWEST_REQUESTS
 from trimtab.observe.workers import SERVING_STATES
 
@@ -242,7 +243,11 @@ def _troubles(
             )
             yield pod, Reason.OUT_OF_MEMORY, message
         elif pod.waiting_reason in _CRASHES or (pod.restarts and not pod.ready and ended):
-            yield pod, Reason.WORKER_CRASHING, _exit(pod)
+            stated = stated_refusal(ended.message) if ended else None
+            if stated is not None:
+                yield pod, NAMED[stated.reason], stated.message
+            else:
+                yield pod, Reason.WORKER_CRASHING, _exit(pod)
         elif pod.waiting_reason in _PULL_FAILURES:
             message = f"{pod.waiting_reason}: {pod.waiting_message}"
             yield pod, Reason.IMAGE_PULL_FAILED, message

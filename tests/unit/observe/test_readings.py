@@ -1,0 +1,215 @@
+"""Documents of Jobs, workers and gateways, and objects of the API server."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from trimtab.observe.capabilities import ASSUMED, newest
+from trimtab.observe.inspections import ModelFacts, Refusal, parse_verdict, stated_refusal
+from trimtab.observe.loads import LoadBook
+from trimtab.observe.quantities import QuantityError, byte_count, millicores, quantity
+from trimtab.observe.records import deployment, node, pod
+from trimtab.observe.traffic import Traffic, merge, two_digits
+from trimtab.observe.workers import parse_state
+from trimtab.planning.snapshot import Load
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1000m", "1"), ("1", "1"), ("1.5Gi", str(3 * 2**29)), ("1e3", "1000"), ("2k", "2000")],
+)
+def test_quantities_are_compared_as_numbers(text: str, value: str) -> None:
+    """`1000m` and `1` are one quantity."""
+    assert quantity(text) == Decimal(value)
+
+
+def test_no_quantity_is_an_error() -> None:
+    """A text that is no quantity is named."""
+    with pytest.raises(QuantityError, match="'many'"):
+        quantity("many")
+    assert millicores("0.0001") == 1
+    assert byte_count("1Ki") == 1024
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("", "InspectionFailed"),
+        ("{}", "InspectionFailed"),
+        ('{"v":2}', "InspectionFailed"),
+        ('{"v":1,"ok":true,"depth":1}', "InspectionFailed"),
+        ('{"v":1,"ok":false,"reason":"ModelCorrupt","message":"cut"}', "ModelCorrupt"),
+        ('{"v":1,"ok":false,"reason":"Surprise","message":"?"}', "InspectionFailed"),
+    ],
+)
+def test_garbled_verdicts_are_refusals(message: str, reason: str) -> None:
+    """Whatever a Job writes ends in a reason, never in an exception."""
+    verdict = parse_verdict(message)
+    assert isinstance(verdict, Refusal)
+    assert verdict.reason == reason
+
+
+def test_an_unknown_architecture_field_is_unsupported() -> None:
+    """A field that may shape the work is not passed over."""
+    document = {"v": 1, "ok": True, "architecture": {"warp": 9}, "depth": 1}
+    verdict = parse_verdict(json.dumps(document))
+    assert isinstance(verdict, Refusal)
+    assert verdict.reason == "UnsupportedModel"
+
+
+def test_a_failed_container_can_state_its_refusal() -> None:
+    """A download's refusal is told from a traceback."""
+    text = '{"v":1,"ok":false,"reason":"PickleRefused","message":"no"}'
+    assert stated_refusal(text) == Refusal(reason="PickleRefused", message="no")
+    assert stated_refusal("Traceback (most recent call last): …") is None
+    assert not isinstance(stated_refusal("{"), ModelFacts)
+
+
+def a_document(now: float = 1000.0, **entry: Any) -> dict[str, Any]:
+    fields = {
+        "counts": [[now - 700, 9, 0, 0, 0], [now - 50, 6, 0, 0, 1], [now - 10, 4, 0, 0, 0]],
+        "prompt": {"n": 10, "mean": 100.0, "m2": 0},
+        "output": {"n": 10, "mean": 50.0, "m2": 0},
+        "ttft_ms": [10.0, 30.0],
+        "tpot_ms": [5.0],
+        "overhead_ms_p50": 2.0,
+    }
+    return {"v": 1, "now": now, "intents": {"team/chat": fields | entry}}
+
+
+def test_gateways_are_merged_over_five_minutes() -> None:
+    """Counts add up within the window of each replica's clock, samples are put together."""
+    traffic = merge([a_document(1000.0), a_document(9000.0, ttft_ms=[20.0])])["team/chat"]
+    assert traffic.requests == 20
+    assert traffic.errors == 2
+    assert traffic.requests_hour == 38
+    assert traffic.requests_per_second == pytest.approx(20 / 50)
+    assert traffic.ttft_ms == (10.0, 20.0, 30.0)
+    assert traffic.percentile(traffic.ttft_ms, 95) == 30.0
+    assert traffic.percentile(traffic.ttft_ms, 50) == 20.0
+    assert traffic.percentile((), 95) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.0123, "0.012"), (1.26, "1.3"), (12.6, "13"), (1267.0, "1300"), (99.7, "100")],
+)
+def test_observed_figures_have_two_digits(value: float, text: str) -> None:
+    """A status shows as much as it knows, as a plain decimal string."""
+    assert two_digits(value) == text
+
+
+def some_traffic(rate: float, *, requests: int = 300) -> Traffic:
+    return Traffic(
+        requests=requests,
+        errors=0,
+        requests_per_second=rate,
+        requests_hour=requests,
+        prompt_tokens=100.0,
+        output_tokens=50.0,
+        ttft_ms=(),
+        tpot_ms=(),
+        overhead_ms=None,
+    )
+
+
+DECLARED = Load(requests_per_second=1.0, prompt_tokens=100, output_tokens=50)
+
+
+def test_little_traffic_replaces_nothing() -> None:
+    """Fewer than 200 requests leave the declared load in force."""
+    book = LoadBook()
+    busy = some_traffic(9.0, requests=199)
+    assert not book.update("u", planned=DECLARED, traffic=busy, now=0)
+    assert not book.update("u", planned=DECLARED, traffic=busy, now=1000)
+    assert book.of("u") is None
+
+
+def test_more_load_is_believed_after_a_minute_and_less_after_half_an_hour() -> None:
+    """Up is quick, down is slow, and inside the band nothing moves."""
+    book = LoadBook()
+    assert not book.update("u", planned=DECLARED, traffic=some_traffic(1.1), now=0)
+    assert not book.update("u", planned=DECLARED, traffic=some_traffic(2.0), now=10)
+    assert not book.update("u", planned=DECLARED, traffic=some_traffic(2.0), now=60)
+    assert book.update("u", planned=DECLARED, traffic=some_traffic(2.04), now=71)
+    planned = book.of("u")
+    assert planned is not None
+    assert planned.requests_per_second == 2.0
+    assert not book.update("u", planned=planned, traffic=some_traffic(0.5), now=100)
+    assert not book.update("u", planned=planned, traffic=some_traffic(0.5), now=1800)
+    assert book.update("u", planned=planned, traffic=some_traffic(0.5), now=1901)
+
+
+def test_silence_is_no_load() -> None:
+    """An idle model keeps the replicas it was planned with."""
+    book = LoadBook()
+    idle = some_traffic(0.0, requests=0)
+    for now in (0, 5000, 9000):
+        assert not book.update("u", planned=DECLARED, traffic=idle, now=now)
+
+
+def test_worker_states_of_another_release_are_read() -> None:
+    """Unknown fields are passed over, absent ones are empty."""
+    state = parse_state(
+        "u", {"models": [{"name": "a/b", "state": "Failed", "error": {"reason": "X"}}]}
+    )
+    assert state.models[0].error == ("X", "")
+    assert parse_state("u", {}).models == ()
+
+
+def test_capabilities_come_from_the_newest_engine() -> None:
+    """Without a worker this release's engine is assumed; an answer replaces that."""
+    assert newest([None]) == ASSUMED
+    found = newest([{"version": "0.2.0", "precisions": ["bf16"]}, {"version": "0.1.9"}])
+    assert (found.version, found.precisions) == ("0.2.0", ("bf16",))
+
+
+def test_an_unready_init_container_speaks_for_the_pod() -> None:
+    """What keeps a pod from starting is found where it happens."""
+    body = {
+        "metadata": {"name": "p"},
+        "status": {
+            "phase": "Pending",
+            "initContainerStatuses": [
+                {"state": {"terminated": {"exitCode": 1, "message": "no token"}}}
+            ],
+            "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}],
+        },
+    }
+    record = pod(body)
+    assert record.ended is not None
+    assert record.ended.message == "no token"
+
+
+def test_another_manager_of_replicas_is_named() -> None:
+    """ManagedFields tell who scaled a Deployment."""
+    fields = {"f:spec": {"f:replicas": {}}}
+    body = {
+        "metadata": {
+            "managedFields": [
+                {"manager": "trimtab-operator", "fieldsV1": fields},
+                {"manager": "hpa", "subresource": "scale", "fieldsV1": fields},
+            ]
+        }
+    }
+    assert deployment(body).foreign_replicas_manager == "hpa"
+
+
+def test_a_node_changes_with_its_capacity_not_with_its_heart_beat() -> None:
+    """Nothing is planned anew because a node is alive."""
+
+    def a_node(version: int, cpu: str, beat: str) -> dict[str, Any]:
+        return {
+            "metadata": {"name": "n", "resourceVersion": str(version)},
+            "status": {
+                "allocatable": {"cpu": cpu, "memory": "1Gi"},
+                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": beat}],
+            },
+        }
+
+    assert node(a_node(1, "2", "x")).fingerprint == node(a_node(2, "2000m", "y")).fingerprint
+    assert node(a_node(1, "2", "x")).fingerprint != node(a_node(2, "3", "x")).fingerprint
