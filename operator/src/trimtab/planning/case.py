@@ -74,7 +74,7 @@ def prepare(
         case = _with_options(
             case, model, load, found, snapshot=snapshot, fleet=fleet, policy=policy
         )
-    if assignment is None or model.architecture.family not in snapshot.capabilities.families:
+    if assignment is None:
         return case
     running = running_option(intent, model, assignment, load=load, snapshot=snapshot, policy=policy)
     return replace(case, running=_judge(case, running, load, snapshot, policy))
