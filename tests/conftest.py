@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ("e2e.cluster.pytest_plugin",)
 
@@ -14,3 +15,6 @@ def pytest_configure(config: pytest.Config) -> None:
     nobody closes; as warnings are errors, whichever test runs at the next collection fails.
     """
     asyncio.set_event_loop(None)
+    # A shared machine makes single examples slow; a test that hangs is ended by its time-out.
+    settings.register_profile("trimtab", deadline=None)
+    settings.load_profile("trimtab")

@@ -110,8 +110,8 @@ class Bench:
         self._stack.callback(server.close)
         self.api.put(SLICES, a_slice(uid, server.sockets[0].getsockname()[1], **fields))
 
-    async def start_gateway(self, **fields: Any) -> Gateway:
-        """Start a gateway; without auth unless the test asks for it."""
+    async def start_gateway(self, *, own_config: bool = True, **fields: Any) -> Gateway:
+        """Start a gateway; without auth, and with a configuration of ours, unless asked otherwise."""
         settings = GatewaySettings(
             **{
                 "port": 0,
@@ -124,8 +124,12 @@ class Bench:
             }
             | fields
         )
-        config = Configuration(host=f"http://127.0.0.1:{self.api.port}")
-        client = await self._stack.enter_async_context(WatchingClient(config, manager="test"))
+        if own_config:
+            config = Configuration(host=f"http://127.0.0.1:{self.api.port}")
+            made = WatchingClient(config, manager="test")
+        else:
+            made = await WatchingClient.connect(manager="test")
+        client = await self._stack.enter_async_context(made)
         gateway = Gateway(settings, client=client)
         self._stack.push_async_callback(gateway.close)
         await gateway.start()

@@ -34,6 +34,7 @@ class FakeApiServer:
     status: int | None = None
     frozen: bool = False
     garbage: bool = False
+    token: str | None = None
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
     rights: set[tuple[str, str, str]] = field(default_factory=set)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -127,6 +128,12 @@ class FakeApiServer:
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(("GET", request.path, dict(request.query)))
+        if (
+            self.token is not None
+            and request.headers.get("Authorization") != f"Bearer {self.token}"
+        ):
+            self._fault(request.path, "401")
+            return _status(401)
         if self.status is not None:
             self._fault(request.path, str(self.status))
             return _status(self.status)

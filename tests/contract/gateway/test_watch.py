@@ -137,6 +137,33 @@ async def test_frozen_watches_are_left(bench, monkeypatch):
     await bench.until(lambda gateway: names(gateway) == ["team-a/chat"])
 
 
+async def test_rotated_tokens_are_read_again(bench, tmp_path, monkeypatch):
+    """When the API server takes the old token no more, lists and watches go on with the new one."""
+    file = tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{bench.api.port}"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+
+    def rotate(token):
+        file.write_text(json.dumps(config | {"users": [{"name": "u", "user": {"token": token}}]}))
+        bench.api.token = token
+
+    rotate("first")
+    bench.api.put(ROUTES, a_config_map(a_route()))
+    await bench.start_gateway(own_config=False)
+    await bench.until(lambda gateway: names(gateway) == ["team-a/chat"])
+    await eventually(lambda: bench.api.watches(ROUTES))
+    rotate("second")
+    await bench.api.hang_up()
+    await bench.api.until_fault(ROUTES, "401")
+    bench.api.put(ROUTES, a_config_map(a_route("code"), revision=2))
+    await bench.until(lambda gateway: names(gateway) == ["team-a/code"])
+    assert len(bench.api.lists(ROUTES)) == 1
+
+
 async def test_bad_documents_change_nothing(bench):
     """A routing document that cannot be read leaves its namespace as it was."""
     bench.api.put(ROUTES, a_config_map(a_route()))

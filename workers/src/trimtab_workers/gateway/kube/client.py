@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -48,6 +49,8 @@ class WatchingClient(KubeClient):
         )
         response: aiohttp.ClientResponse = answer.response
         try:
+            if response.status == HTTPStatus.UNAUTHORIZED:
+                await self._reread_credentials()  # the token may have been rotated
             if response.status >= 300:
                 status = parse_status(await response.read(), code=response.status)
                 raise ApiError(method="GET", path=path, code=response.status, status=status)
