@@ -26,10 +26,9 @@ class Inbox:
         self.closed = False
 
     def register(self, key: str) -> None:
-        """Open a key's slot, woken once; its loop calls this."""
+        """Open a key's slot; its loop calls this before its first step."""
         self._slots[key] = _Slot()
         self._emptied.clear()
-        self.wake(key, "start")
 
     def unregister(self, key: str) -> None:
         """Close a key's slot."""

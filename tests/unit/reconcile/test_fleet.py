@@ -1,0 +1,176 @@
+"""The fleet's planner: debounced, bounded, never without its last plan."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import pytest
+
+from tests.unit.reconcile.builders import a_plan, a_record
+from trimtab.observe.capabilities import ASSUMED
+from trimtab.planning.plan import FleetPlan
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.snapshot import CpuPool, FleetSnapshot
+from trimtab.reconcile import fleet as fleet_module
+from trimtab.reconcile.fleet import FleetPlanner, Planned, PlannerFailedError, Pool
+
+RECORD = a_record()
+
+
+def a_snapshot(millicores: int) -> FleetSnapshot:
+    pool = CpuPool(node="n", cpu_model="x", millicores=millicores, memory_bytes=1)
+    return FleetSnapshot(intents=(), pools=(pool,), capabilities=ASSUMED)
+
+
+class Played:
+    def __init__(self) -> None:
+        self.inputs = [a_snapshot(n) for n in range(1, 100)]
+        self.failures = 0
+        self.planned_at: list[float] = []
+        self.told: list[tuple[Planned, Planned]] = []
+        self.planner = FleetPlanner(
+            pool=self,  # type: ignore[arg-type]
+            policy=PlannerPolicy(),
+            observe=self.observe,
+            changed=lambda before, after: self.told.append((before, after)),
+            clock=lambda: asyncio.get_running_loop().time(),
+            seconds=lambda s: s,
+        )
+
+    async def observe(self) -> FleetSnapshot:
+        return self.inputs.pop(0)
+
+    async def plan(self, snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
+        self.planned_at.append(asyncio.get_running_loop().time())
+        if self.failures:
+            self.failures -= 1
+            raise PlannerFailedError("it hung")
+        return FleetPlan(intents=(a_plan(RECORD),), policy=policy.digest())
+
+    def close(self, *, kill: bool = False) -> None:
+        pass
+
+
+@pytest.mark.looptime
+async def test_asking_waits_for_two_seconds_of_quiet() -> None:
+    """Changes that come together make one plan."""
+    played = Played()
+    task = asyncio.create_task(played.planner.run())
+    played.planner.open()
+    await asyncio.sleep(1)
+    for _ in range(3):
+        played.planner.ask()
+        await asyncio.sleep(1)
+    await asyncio.sleep(10)
+    task.cancel()
+    assert [round(t) for t in played.planned_at] == [0, 5]
+
+
+@pytest.mark.looptime
+async def test_unrest_cannot_put_a_plan_off_for_ever() -> None:
+    """After ten seconds a plan is made whatever still changes."""
+    played = Played()
+    task = asyncio.create_task(played.planner.run())
+    played.planner.open()
+    await asyncio.sleep(1)
+    for _ in range(15):
+        played.planner.ask()
+        await asyncio.sleep(1)
+    task.cancel()
+    assert [round(t) for t in played.planned_at] == [0, 11]
+
+
+@pytest.mark.looptime
+async def test_nothing_is_planned_before_all_was_read() -> None:
+    """Asking before the start's inputs are known only marks."""
+    played = Played()
+    task = asyncio.create_task(played.planner.run())
+    played.planner.ask()
+    await asyncio.sleep(100)
+    assert played.planned_at == []
+    assert not played.planner.ready.is_set()
+    played.planner.open()
+    await asyncio.sleep(1)
+    task.cancel()
+    assert len(played.planned_at) == 1
+
+
+@pytest.mark.looptime
+async def test_a_planner_that_fails_leaves_the_last_plan_in_force() -> None:
+    """The plan stays, the problem is told, and planning is repeated until it works."""
+    played = Played()
+    task = asyncio.create_task(played.planner.run())
+    played.planner.open()
+    await asyncio.sleep(1)
+    played.failures = 1
+    played.planner.ask()
+    await asyncio.sleep(3)
+    assert played.planner.of(RECORD.uid, generation=1) is not None
+    assert "it hung" in played.planner.current.problem
+    await asyncio.sleep(10)
+    assert played.planner.current.problem == ""
+    task.cancel()
+
+
+@pytest.mark.looptime
+async def test_equal_inputs_are_not_planned_again() -> None:
+    """Asking without a change costs no plan and wakes nobody."""
+    played = Played()
+    played.inputs = [a_snapshot(1)] * 5
+    task = asyncio.create_task(played.planner.run())
+    played.planner.open()
+    await asyncio.sleep(1)
+    played.planner.ask()
+    await asyncio.sleep(5)
+    task.cancel()
+    assert len(played.planned_at) == 1
+    assert len(played.told) == 1
+
+
+@pytest.mark.looptime
+async def test_a_plan_for_another_generation_is_not_followed() -> None:
+    """An edit waits for its own plan."""
+    played = Played()
+    await played.planner.plan_once()
+    assert played.planner.of(RECORD.uid, generation=1) is not None
+    assert played.planner.of(RECORD.uid, generation=2) is None
+
+
+def _plans(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
+    return FleetPlan(intents=(), policy=policy.digest())
+
+
+def _dies(snapshot: FleetSnapshot, policy: PlannerPolicy) -> Any:
+    os._exit(3)
+
+
+def _hangs(snapshot: FleetSnapshot, policy: PlannerPolicy) -> Any:
+    time.sleep(60)
+
+
+def _raises(snapshot: FleetSnapshot, policy: PlannerPolicy) -> Any:
+    raise KeyError("bug")
+
+
+@pytest.mark.parametrize(
+    ("solver", "words"),
+    [(_dies, "process ended"), (_hangs, "took longer"), (_raises, "KeyError")],
+)
+async def test_a_lost_planner_process_is_replaced(
+    solver: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it dies, hangs or raises, it is told in a sentence, and the next plan works."""
+    # A planner that hangs is given no time; one that dies needs its time to start.
+    seconds = 0.5 if solver is _hangs else 60
+    monkeypatch.setattr(fleet_module, "_FIRST_PLAN_SECONDS", seconds)
+    pool = Pool(solver)
+    with pytest.raises(PlannerFailedError, match=words):
+        await pool.plan(a_snapshot(1), PlannerPolicy())
+    monkeypatch.setattr(fleet_module, "_FIRST_PLAN_SECONDS", 60)
+    pool._solver = _plans
+    plan = await pool.plan(a_snapshot(1), PlannerPolicy())
+    assert plan.intents == ()
+    pool.close(kill=True)
