@@ -89,9 +89,12 @@ def cache() -> Path:
 
 
 def _run(*command: str | Path, cwd: Path = ROOT) -> str:
+    # dpkg flushes every file of the base otherwise, and the base is thrown away if anything breaks.
+    environment = {**os.environ, "DPKG_FORCE": "unsafe-io"}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
-    )
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     if done.returncode:
         said = (done.stdout + done.stderr)[-3000:]
         raise ImageBuildError(f"{' '.join(map(str, command))} ended with {done.returncode}: {said}")
