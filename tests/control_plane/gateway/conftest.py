@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
+import ssl
 import sys
 import uuid
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from e2e.faults import FaultProxy
 from tests.unit.server.fake_engine import FakeEngine
 from trimtab.kube.client import KubeClient
 from trimtab_workers.server.lifecycle import ServerSettings, WorkerServer
@@ -54,9 +57,15 @@ class Lab:
     cluster: Cluster
     session: aiohttp.ClientSession
     mark: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-    port: int = 0
+    ports: dict[str, int] = field(default_factory=dict)
     engine: FakeEngine = field(default_factory=FakeEngine)
     worker_port: int = 0
+
+    def user_and_cluster(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the administrator's entries of the kubeconfig."""
+        text = self.cluster.kubectl("config", "view", "--raw", "--minify", "-o", "json")
+        config = json.loads(text)
+        return config["users"][0]["user"], config["clusters"][0]["cluster"]
 
     @property
     def system(self) -> str:
@@ -160,18 +169,23 @@ class Lab:
         """Return status and error code (or the model) of a chat request."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         body = {"model": model, "messages": [{"role": "user", "content": "Hi"}]}
-        url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
+        url = f"http://127.0.0.1:{self.ports['http']}/v1/chat/completions"
         async with self.session.post(url, json=body, headers=headers) as reply:
             answer = await reply.json()
             return reply.status, answer["model"] if reply.ok else answer["error"]["code"]
 
     async def models(self, token: str) -> list[str]:
         url, headers = (
-            f"http://127.0.0.1:{self.port}/v1/models",
+            f"http://127.0.0.1:{self.ports['http']}/v1/models",
             {"Authorization": f"Bearer {token}"},
         )
         async with self.session.get(url, headers=headers) as reply:
             return [row["id"] for row in (await reply.json())["data"]]
+
+    async def ready(self) -> bool:
+        url = f"http://127.0.0.1:{self.ports['admin']}/readyz"
+        async with self.session.get(url) as reply:
+            return reply.ok
 
     async def until(self, model: str, token: str, expected: tuple[int, str]) -> None:
         """Wait until a request is answered as expected; say what was seen otherwise."""
@@ -187,11 +201,45 @@ class Lab:
 
 @pytest.fixture
 async def lab(control_plane: Cluster, monkeypatch, tmp_path: Path) -> AsyncIterator[Lab]:
+    """Two teams, a worker, and a gateway process."""
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
+    async with a_lab(control_plane) as made:
+        kubeconfig = await gateway_account(made, tmp_path)
+        async with a_gateway(made, tmp_path, kubeconfig=kubeconfig):
+            yield made
+
+
+@pytest.fixture
+async def fragile_lab(
+    control_plane: Cluster, monkeypatch, tmp_path: Path
+) -> AsyncIterator[tuple[Lab, FaultProxy, Path]]:
+    """The same without a gateway yet; its kubeconfig leads through a proxy that can fail."""
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
+    async with a_lab(control_plane) as made:
+        _, cluster = made.user_and_cluster()
+        async with FaultProxy(cluster["server"], upstream_tls=trust(cluster)) as proxy:
+            yield made, proxy, await gateway_account(made, tmp_path, server=proxy.url)
+
+
+def trust(cluster: dict[str, Any]) -> ssl.SSLContext:
+    """Return how to trust a kubeconfig's cluster."""
+    data = cluster.get("certificate-authority-data")
+    context = ssl.create_default_context(
+        cafile=cluster.get("certificate-authority"),
+        cadata=base64.b64decode(data).decode() if data else None,
+    )
+    if cluster.get("insecure-skip-tls-verify"):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@contextlib.asynccontextmanager
+async def a_lab(cluster: Cluster) -> AsyncIterator[Lab]:
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(await KubeClient.connect(manager="test"))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        made = Lab(client, control_plane, session)
+        made = Lab(client, cluster, session)
         await made.namespace(made.system)
         for letter in "ab":
             await made.namespace(made.team(letter))
@@ -203,24 +251,32 @@ async def lab(control_plane: Cluster, monkeypatch, tmp_path: Path) -> AsyncItera
         await server.start()
         stack.push_async_callback(server.close)
         made.worker_port = server.listeners.ports["http"]
-        made.port = await stack.enter_async_context(a_gateway(made, tmp_path))
         yield made
         for name in (made.system, made.team("a"), made.team("b")):
             await client.request("DELETE", f"/api/v1/namespaces/{name}")
 
 
-@contextlib.asynccontextmanager
-async def a_gateway(lab: Lab, folder: Path) -> AsyncIterator[int]:
-    """Run the gateway as a process under its own ServiceAccount; give its port."""
+async def gateway_account(lab: Lab, folder: Path, *, server: str | None = None) -> Path:
+    """Create the gateway's ServiceAccount with the chart's rights; return its kubeconfig."""
     account = (lab.system, "trimtab-gateway")
     await lab.account(*account)
     await lab.grant(account=account, rules=CLUSTER_RULES, namespace=None)
     await lab.grant(account=account, rules=SYSTEM_RULES, namespace=lab.system)
     config = json.loads(lab.cluster.kubectl("config", "view", "--raw", "--minify", "-o", "json"))
     config["users"][0]["user"] = {"token": await lab.token(*account, audience=None)}
+    if server is not None:
+        config["clusters"][0]["cluster"] = {"server": server}
     kubeconfig = folder / "kubeconfig"
     kubeconfig.write_text(json.dumps(config))
     (folder / "state").mkdir()
+    return kubeconfig
+
+
+@contextlib.asynccontextmanager
+async def a_gateway(
+    lab: Lab, folder: Path, *, kubeconfig: Path, killed: bool = False
+) -> AsyncIterator[None]:
+    """Run the gateway as a process; it ends by SIGTERM with status 0, or is killed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "trimtab_workers.gateway"),
         *("--port", "0", "--admin-port", "0", "--metrics-port", "0"),
@@ -237,15 +293,17 @@ async def a_gateway(lab: Lab, folder: Path) -> AsyncIterator[int]:
         },
     )
     lines: list[dict[str, Any]] = []
-    drained = asyncio.create_task(_read(process, lines))
+    reader = asyncio.create_task(_read(process, lines))
     try:
-        yield await _port(process, lines)
+        lab.ports = await _ports(process, lines)
+        yield
     finally:
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+            process.kill() if killed else process.terminate()
         code = await asyncio.wait_for(process.wait(), 30)
-        await drained
+        await reader
         print(*lines, sep="\n")
+    if not killed:
         assert code == 0
         assert lines[-1]["event"] == "stopped"
 
@@ -255,11 +313,13 @@ async def _read(process: asyncio.subprocess.Process, lines: list[dict[str, Any]]
         lines.append(json.loads(raw))  # noqa: PERF401 - read while others look
 
 
-async def _port(process: asyncio.subprocess.Process, lines: list[dict[str, Any]]) -> int:
+async def _ports(
+    process: asyncio.subprocess.Process, lines: list[dict[str, Any]]
+) -> dict[str, int]:
     async with asyncio.timeout(60):
         while True:
             for line in lines:
                 if line["event"] == "listening":
-                    return line["ports"]["http"]
+                    return line["ports"]
             assert process.returncode is None, lines
             await asyncio.sleep(0.05)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+
+from tests.control_plane.gateway.conftest import a_gateway
 
 pytestmark = pytest.mark.control_plane
 
@@ -82,3 +86,36 @@ async def test_watches_follow(lab):
     path = f"/api/v1/namespaces/{lab.system}/configmaps/trimtab-routes-{team}"
     await lab.client.request("DELETE", path)
     await lab.until(f"{team}/code", token, (404, "model_not_found"))
+
+
+async def test_an_outage_of_the_api_server(fragile_lab, tmp_path):
+    """While the API server is down, known callers are served, and a new gateway starts from disk.
+
+    Callers that the new process has not seen get 503 until the API server is back.
+    """
+    lab, proxy, kubeconfig = fragile_lab
+    team = lab.team("a")
+    model = f"{team}/chat"
+    await served(lab, "a", "chat")
+    for name in ("ada", "bob"):
+        await lab.account(team, name)
+        await lab.may_invoke((team, name), team, "chat")
+    ada, bob = [await lab.token(team, name) for name in ("ada", "bob")]
+    async with a_gateway(lab, tmp_path, kubeconfig=kubeconfig, killed=True):
+        await lab.until(model, ada, (200, model))
+        async with asyncio.timeout(30):
+            while not (tmp_path / "state" / "routes.json").exists():  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.05)
+        await proxy.stop_listening()
+        assert await lab.ask(model, token=bob) == (503, "AuthUnavailable")
+        await asyncio.sleep(11)  # past the 10 s in which an answer counts without a question
+        assert await lab.ask(model, token=ada) == (200, model)
+        assert await lab.ready()
+    async with a_gateway(lab, tmp_path, kubeconfig=kubeconfig):
+        assert await lab.ready()
+        assert await lab.ask(model, token=ada) == (503, "AuthUnavailable")
+        await proxy.listen_again()
+        await lab.until(model, ada, (200, model))
+        await lab.routes(team, "chat", "code", revision=2)
+        await lab.until(f"{team}/code", ada, (403, "permission_denied"))
+    assert proxy.injected["refuse"] == 1
