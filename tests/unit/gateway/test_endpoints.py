@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from trimtab_workers.gateway.endpoints import EndpointBook, SliceRecord, parse_slice
 
 
@@ -89,3 +92,31 @@ def test_records_survive_json():
     """What is saved to disk is read back equal."""
     record = parse_slice(a_slice(an_endpoint("a"), an_endpoint("b", terminating=True)))
     assert SliceRecord.from_dict(record.to_dict()) == record
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["s1", "s2", "s3"]),
+            st.sampled_from(["chat", "code", None]),
+            st.sets(st.sampled_from("abc")),
+        )
+    )
+)
+def test_any_history_gives_what_the_last_slices_say(history):
+    """However slices come, move between Services and go, each Service has its last slices' pods."""
+    book, last = EndpointBook(), {}
+    for key, service, uids in history:
+        if service is None:
+            book.remove(f"team-a/{key}")
+            last.pop(key, None)
+            continue
+        body = a_slice(*(an_endpoint(uid) for uid in sorted(uids)), name=key)
+        body["metadata"]["labels"]["kubernetes.io/service-name"] = service
+        book.put(parse_slice(body))
+        last[key] = (service, uids)
+    for service in ("chat", "code"):
+        wanted = set().union(*(uids for of, uids in last.values() if of == service))
+        found = book.serving(namespace="team-a", service=service)
+        assert [row.uid for row in found] == sorted(wanted)
+    assert set(book.slices) == {f"team-a/{key}" for key in last}

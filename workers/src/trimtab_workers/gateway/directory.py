@@ -70,9 +70,10 @@ class Directory:
         records = [SliceRecord.from_dict(row) for row in document["slices"]]
         self._documents = dict(document["routes"])
         self._parsed = parsed
-        self._book = EndpointBook({record.key: record for record in records})
+        self._book = EndpointBook(records)
         self.loaded = True
-        self._announce()
+        self.rebuild()
+        self.announce()
 
     def put_document(self, name: str, text: str) -> None:
         """Take over one namespace's routes; a document that cannot be read changes nothing."""
@@ -90,10 +91,17 @@ class Directory:
             for name in set(table) - names:
                 del table[name]
 
+    def remove_document(self, name: str) -> None:
+        """Forget one document; an unknown name is fine."""
+        self._documents.pop(name, None)
+        self._parsed.pop(name, None)
+
     def put_slice(self, body: Mapping[str, Any]) -> None:
         """Take over one EndpointSlice."""
         record = parse_slice(body)
-        if record is not None:
+        if record is None:
+            self._book.remove(_key(body))
+        else:
             self._book.put(record)
 
     def remove_slice(self, body: Mapping[str, Any]) -> None:
@@ -103,13 +111,10 @@ class Directory:
     def replace_slices(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         """Know these EndpointSlices and no others."""
         records = (parse_slice(body) for body in bodies)
-        self._book = EndpointBook({record.key: record for record in records if record is not None})
+        self._book = EndpointBook(record for record in records if record is not None)
 
-    def settle(self) -> None:
-        """Publish what was put: rebuild the table, wake the waiting."""
-        self._announce()
-
-    def _announce(self) -> None:
+    def rebuild(self) -> None:
+        """Make the table of the documents; of two for one namespace the newer counts."""
         namespaces: dict[str, NamespaceRoutes] = {}
         for routes in self._parsed.values():
             other = namespaces.get(routes.namespace)
@@ -119,6 +124,9 @@ class Directory:
         self._metrics.revision.set(self.table.revision)
         self._metrics.models.set(len(self.table.models()))
         self._metrics.live.set(self.live)
+
+    def announce(self) -> None:
+        """Wake those who wait for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -147,18 +155,19 @@ class RoutesSink:
                 self._put(body)
         self._directory.keep_documents(names)
         self._directory.loaded = self._directory.live = True
-        self._directory.settle()
+        self._directory.rebuild()
+        self._directory.announce()
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """One event of a watch."""
         if not _name(body).startswith(ROUTES_PREFIX):
             return
         if kind == "DELETED":
-            known = self._directory.to_dict()["routes"]
-            self._directory.keep_documents(set(known) - {_name(body)})
+            self._directory.remove_document(_name(body))
         else:
             self._put(body)
-        self._directory.settle()
+        self._directory.rebuild()
+        self._directory.announce()
 
     def _put(self, body: Mapping[str, Any]) -> None:
         self._directory.put_document(_name(body), (body.get("data") or {}).get(ROUTES_KEY, ""))
@@ -173,7 +182,7 @@ class EndpointsSink:
     def replace(self, bodies: Iterable[Mapping[str, Any]]) -> None:
         """A list: these slices and no others."""
         self._directory.replace_slices(bodies)
-        self._directory.settle()
+        self._directory.announce()
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """One event of a watch."""
@@ -181,4 +190,4 @@ class EndpointsSink:
             self._directory.remove_slice(body)
         else:
             self._directory.put_slice(body)
-        self._directory.settle()
+        self._directory.announce()

@@ -6,11 +6,11 @@ touches them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 SERVICE_LABEL: Final = "kubernetes.io/service-name"
 _PORT_NAME: Final = "http"
@@ -109,19 +109,29 @@ def _endpoint(row: Mapping[str, Any], *, port: int) -> Endpoint:
     )
 
 
-@dataclass(slots=True)
 class EndpointBook:
     """The endpoints of every Service, by slice, so that an event touches one slice alone."""
 
-    slices: dict[str, SliceRecord] = field(default_factory=dict)
+    def __init__(self, records: Iterable[SliceRecord] = ()) -> None:
+        self.slices: dict[str, SliceRecord] = {}
+        self._services: dict[tuple[str, str], set[str]] = {}
+        for record in records:
+            self.put(record)
 
     def put(self, record: SliceRecord) -> None:
         """Add or replace one slice."""
+        self.remove(record.key)
         self.slices[record.key] = record
+        self._services.setdefault((record.namespace, record.service), set()).add(record.key)
 
     def remove(self, key: str) -> None:
         """Forget one slice; an unknown key is fine."""
-        self.slices.pop(key, None)
+        record = self.slices.pop(key, None)
+        if record is not None:
+            service = (record.namespace, record.service)
+            self._services[service].discard(key)
+            if not self._services[service]:
+                del self._services[service]
 
     def serving(self, *, namespace: str, service: str) -> tuple[Endpoint, ...]:
         """Return the endpoints that may get new requests, by pod name.
@@ -129,9 +139,7 @@ class EndpointBook:
         While a pod moves between slices it may be in two; the one that is ready counts.
         """
         found: dict[str, Endpoint] = {}
-        for record in self.slices.values():
-            if (record.namespace, record.service) == (namespace, service):
-                found |= {
-                    row.uid: row for row in record.endpoints if row.ready and not row.terminating
-                }
+        for key in sorted(self._services.get((namespace, service), ())):
+            rows = self.slices[key].endpoints
+            found |= {row.uid: row for row in rows if row.ready and not row.terminating}
         return tuple(sorted(found.values(), key=lambda row: (row.name, row.uid)))

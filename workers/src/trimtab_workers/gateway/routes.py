@@ -86,11 +86,18 @@ class NamespaceRoutes:
     models: tuple[ModelRoute, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class RouteTable:
-    """Every namespace's models."""
+    """Every namespace's models, found by name at a cost that does not grow with their number."""
 
-    namespaces: Mapping[str, NamespaceRoutes] = field(default_factory=dict)
+    def __init__(self, namespaces: Mapping[str, NamespaceRoutes] | None = None) -> None:
+        self.namespaces: Mapping[str, NamespaceRoutes] = namespaces or {}
+        models = [model for routes in self.namespaces.values() for model in routes.models]
+        models.sort(key=lambda model: (model.namespace, model.name))
+        self._models = tuple(models)
+        self._by_public_name = {model.public_name: model for model in models}
+        self._by_name: dict[str, list[ModelRoute]] = {}
+        for model in models:
+            self._by_name.setdefault(model.name, []).append(model)
 
     @property
     def revision(self) -> int:
@@ -99,16 +106,14 @@ class RouteTable:
 
     def models(self) -> tuple[ModelRoute, ...]:
         """Return every model, by namespace and name."""
-        found = (model for routes in self.namespaces.values() for model in routes.models)
-        return tuple(sorted(found, key=lambda model: (model.namespace, model.name)))
+        return self._models
 
     def candidates(self, name: str) -> tuple[ModelRoute, ...]:
         """Return the models that `name` can stand for, without regard to rights."""
-        namespace, slash, bare = name.partition("/")
-        if slash:
-            routes = self.namespaces.get(namespace)
-            return tuple(model for model in routes.models if model.name == bare) if routes else ()
-        return tuple(model for model in self.models() if model.name == name)
+        if "/" in name:
+            model = self._by_public_name.get(name)
+            return () if model is None else (model,)
+        return tuple(self._by_name.get(name, ()))
 
 
 def without_rights(candidates: Iterable[ModelRoute], *, name: str) -> tuple[ModelRoute, ...]:
