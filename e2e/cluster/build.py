@@ -169,7 +169,12 @@ def build_level(level: str, *, console: Console | None = None) -> dict[str, Buil
 def _with_lines(go: Go, wanted: tuple[tuple[str, str], ...]) -> dict[str, Built]:
     built: dict[str, Built] = {}
     for number, (name, binary) in enumerate(wanted, 1):
-        done = built[binary] = build_one(go, PARTS[name], binary)
+        part = PARTS[name]
+        if not binary_path(part, binary, go_version=go.version).exists():
+            about = part.typical_seconds.get(binary)
+            hint = f" (about {about} s on 2 cores)" if about else ""
+            _plain(f"[{number}/{len(wanted)}] building {binary} {part.version}{hint} ...")
+        done = built[binary] = build_one(go, part, binary)
         if done.seconds:
             size = done.path.stat().st_size / 1e6
             _plain(

@@ -202,10 +202,11 @@ def _remove(name: str, folder: Path) -> None:
         from e2e.cluster import process
 
         process.sweep(folder / "process")
-    if st and st.level == "node":
+    if (folder / "node").exists():
         from e2e.cluster import node
 
-        node.remove(st, processes)
+        unreadable = State(name=name, provider="embedded", level="node")
+        node.remove(st or unreadable, processes)
     # Their data goes next, so nobody is given time to wait for connections that lead nowhere by now.
     processes.stop_all(CONTROL_PLANE_ORDER[:-1], grace_seconds=1)
     processes.stop_all(grace_seconds=1)
