@@ -111,8 +111,8 @@ def _arena(
     of zeros and a watermark of 2 % free. A slab never holds less than one block of every layer.
     """
     layer = architecture.matrix_parameters() * BYTES_PER_VALUE[precision]
-    value = BYTES_PER_VALUE[kv_precision]
-    block = architecture.kv_values_per_token() * value * block_tokens
+    token = kv_bytes_per_token(architecture, depth=1, kv_precision=kv_precision)
+    block = token * block_tokens
     align = math.lcm(_PAGE_BYTES, block)
     slab = -(-max(layer, depth * block) // align) * align
     fixed = weight_bytes(architecture, depth=depth, precision=precision) - depth * layer

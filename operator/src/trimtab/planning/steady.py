@@ -32,15 +32,6 @@ class ReplicaLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """Requests at one replica: rate per second, mean prompt and output tokens."""
-
-    rate: float
-    prompt: int
-    output: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Steady:
     """A replica's steady state, times in µs.
 

@@ -22,11 +22,6 @@ class PlannedLoad:
     output: int
     assumed: bool
 
-    @property
-    def mean_context(self) -> float:
-        """KV tokens of a sequence, averaged over its decoding."""
-        return self.prompt + self.output / 2
-
 
 def planned_load(load: Load | None, *, context_length: int, policy: PlannerPolicy) -> PlannedLoad:
     """Return what to plan for; without a declared rate, one request in flight.
