@@ -48,6 +48,22 @@ class Match:
         )
 
 
+class FirstOfEachKind:
+    """Matches the first request of every (verb, resource, subresource) that another match lets pass."""
+
+    def __init__(self, match: Match) -> None:
+        self._match = match
+        self.kinds: list[tuple[str, str, str]] = []
+
+    def __call__(self, seen: Seen) -> bool:
+        """Return whether this is the first of its kind, and remember it."""
+        kind = (seen.verb, seen.resource, seen.subresource)
+        if not self._match(seen) or kind in self.kinds:
+            return False
+        self.kinds.append(kind)
+        return True
+
+
 EVERYTHING = Match()
 WATCHES = Match(verbs=frozenset({"watch"}))
 OWN_WRITES = Match(mutating=True, lease=False)
@@ -59,7 +75,7 @@ class Fault:
 
     name: ClassVar[str] = ""
 
-    match: Match = EVERYTHING
+    match: Callable[[Seen], bool] = EVERYTHING
     skip: int = 0
     times: int | None = None
     injected: int = 0
@@ -137,7 +153,7 @@ class Swallow(Fault):
 
     name: ClassVar[str] = "swallow"
 
-    match: Match = WATCHES
+    match: Callable[[Seen], bool] = WATCHES
     types: frozenset[str] = frozenset({"ADDED", "MODIFIED", "DELETED"})
     object_name: str = ""
     """Only events of the object of this name, if given."""
@@ -149,6 +165,6 @@ class KillAfterWrite(Fault):
 
     name: ClassVar[str] = "kill-after-write"
 
-    match: Match = OWN_WRITES
+    match: Callable[[Seen], bool] = OWN_WRITES
     times: int | None = 1
     kill: Callable[[], None] = lambda: None
