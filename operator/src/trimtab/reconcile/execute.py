@@ -152,6 +152,10 @@ class Executor:
     async def _status(
         self, plan: Plan, conditions: tuple[Condition, ...], subject: IntentRecord
     ) -> bool:
+        if self._intents.by_uid(subject.uid) is None:
+            # Gone meanwhile; a new object of the name has a loop and a status of its own. (The
+            # server ignores a uid in the apply of a status, so it cannot guard this.)
+            return False
         live = subject.status
         timeless = {
             **plan.status,
@@ -174,12 +178,7 @@ class Executor:
             {
                 "apiVersion": API_VERSION,
                 "kind": "InferenceIntent",
-                # The uid keeps a status off another object of the same name.
-                "metadata": {
-                    "name": subject.name,
-                    "namespace": subject.namespace,
-                    "uid": subject.uid,
-                },
+                "metadata": {"name": subject.name, "namespace": subject.namespace},
                 "status": json.loads(json.dumps(status)),
             }
         )
