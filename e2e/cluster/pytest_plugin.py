@@ -14,8 +14,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
-from e2e.cluster import api, embedded
+from e2e.cluster import api, build, embedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,24 @@ if TYPE_CHECKING:
 
 PREFIX = "test-"
 REQUIRED_IN_CI = ("control-plane", "node")
+
+
+LEVELS = {"control_plane": "control-plane", "process_cluster": "process", "node_cluster": "node"}
+"""Fixture → level."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build what the collected tests need before the first one runs, because a test's time is limited.
+
+    What fails here fails again, with its reason, in the fixture.
+    """
+    if session.config.option.collectonly or "TRIMTAB_KUBECONFIG" in os.environ:
+        return
+    used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    for fixture, level in LEVELS.items():
+        if fixture in used and not embedded.missing(level):
+            with contextlib.suppress(api.ClusterError):
+                build.build_level(level, console=Console(file=sys.__stderr__))
 
 
 def _report(line: str) -> None:

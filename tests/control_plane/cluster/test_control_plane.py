@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.cluster import embedded, probes
+from e2e.cluster import api, embedded, probes
 from e2e.cluster.control_plane import FAKE_NODE
 
 if TYPE_CHECKING:
@@ -101,3 +102,33 @@ def test_a_killed_component_is_started_again_by_up(control_plane: Cluster) -> No
     assert before["etcd"] == after["etcd"]
     assert before["kube-apiserver"] != after["kube-apiserver"]
     control_plane.kubectl("delete", "configmap", "survivor", "-n", "default")
+
+
+def test_python_clients_reach_the_server_as_administrator(control_plane: Cluster) -> None:
+    """The synchronous client lists nodes with the cluster's kubeconfig."""
+    from kubernetes import client
+
+    with control_plane.api_client() as connection:
+        listed = client.CoreV1Api(connection).list_namespace(_request_timeout=10)
+    assert "default" in {one.metadata.name for one in listed.items}
+
+
+async def test_asynchronous_clients_reach_the_server(control_plane: Cluster) -> None:
+    """The asynchronous client lists namespaces with the cluster's kubeconfig."""
+    from kubernetes.aio import client
+
+    async with await control_plane.aio_api_client() as connection:
+        listed = await client.CoreV1Api(connection).list_namespace(_request_timeout=10)
+    assert "default" in {one.metadata.name for one in listed.items}
+
+
+def test_a_second_up_returns_the_running_cluster_in_seconds(control_plane: Cluster) -> None:
+    """Nothing is started twice."""
+    if control_plane.provider != "embedded":
+        pytest.skip("only embedded clusters have components of ours")
+    before = {row["component"]: row["pid"] for row in embedded.status(control_plane.name)}
+    start = time.monotonic()
+    again = api.up(name=control_plane.name, level=control_plane.level, owned=True)
+    assert time.monotonic() - start < 20
+    assert again.kubeconfig == control_plane.kubeconfig
+    assert {row["component"]: row["pid"] for row in embedded.status(again.name)} == before
