@@ -164,7 +164,9 @@ def test_worker_states_of_another_release_are_read() -> None:
 def test_capabilities_come_from_the_newest_engine() -> None:
     """Without a worker this release's engine is assumed; an answer replaces that."""
     assert newest([None]) == ASSUMED
-    found = newest([{"version": "0.2.0", "precisions": ["bf16"]}, {"version": "0.1.9"}])
+    old = {"engine_version": "0.1.9", "capabilities": {"families": ["llama"]}}
+    new = {"engine_version": "0.2.0", "capabilities": {"precisions": ["bf16"]}}
+    found = newest([new, old, {"capabilities": {}}])
     assert (found.version, found.precisions) == ("0.2.0", ("bf16",))
 
 

@@ -38,7 +38,6 @@ class WorkerState:
     draining: bool
     models: tuple[ModelState, ...]
     errors: tuple[str, ...]
-    capabilities: Mapping[str, Any] | None = None
 
 
 def parse_state(pod_uid: str, document: Mapping[str, Any]) -> WorkerState:
@@ -65,7 +64,6 @@ def parse_state(pod_uid: str, document: Mapping[str, Any]) -> WorkerState:
         draining=bool(document.get("draining")),
         models=tuple(models),
         errors=tuple(errors),
-        capabilities=document.get("capabilities") or None,
     )
 
 

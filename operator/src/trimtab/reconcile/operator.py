@@ -141,13 +141,14 @@ class Operator:
             replan=self.fleet.ask,
             run=self._run_job,
             relisted=self._relisted,
+            renamed=self.world.names_changed,
             settings=settings,
         )
 
     def _periodics(self, admin: AdminClient) -> dict[str, Periodic]:
         world, replan = self.world, self.fleet.ask
         routes = RoutesKeeper(caches=self.caches, executor=self.executor, settings=self.settings)
-        workers = pollers.WorkerPoller(world, admin, wake=self.inbox.wake)
+        workers = pollers.WorkerPoller(world, admin, wake=self.inbox.wake, replan=replan)
         gateways = pollers.GatewayPoller(world, admin, wake=self.inbox.wake, replan=replan)
         prices = pollers.PricePoller(
             world,

@@ -10,6 +10,7 @@ import yaml
 
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL, NAME_LABEL, PART_OF_LABEL
 from trimtab.kube.resources import CONFIG_MAP, POD
+from trimtab.observe.capabilities import newest
 from trimtab.observe.intents import Shown
 from trimtab.observe.quantities import QuantityError, byte_count, millicores
 from trimtab.observe.traffic import FEWEST_REQUESTS, Traffic, merge, two_digits
@@ -56,11 +57,17 @@ class WorkerPoller:
     """Asks every worker for its state; wakes the intent whose worker says something new."""
 
     def __init__(
-        self, world: World, admin: AdminClient, *, wake: Callable[[str, str], None]
+        self,
+        world: World,
+        admin: AdminClient,
+        *,
+        wake: Callable[[str, str], None],
+        replan: Callable[[], None],
     ) -> None:
         self._world = world
         self._admin = admin
         self._wake = wake
+        self._replan = replan
 
     async def step(self) -> float:
         """Poll once; soon again while a worker loads."""
@@ -80,6 +87,10 @@ class WorkerPoller:
                 states[pod.uid] = state
                 for owner in pod.owner_uids:
                     self._wake(owner, "worker")
+        capabilities = newest(answers.values())
+        if capabilities != self._world.capabilities:
+            self._world.capabilities = capabilities
+            self._replan()
         alive = {pod.uid for pod in self._world.caches.pods}
         for uid in [uid for uid in states if uid not in alive]:
             del states[uid]

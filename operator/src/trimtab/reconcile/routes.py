@@ -10,6 +10,7 @@ from trimtab.kube import names as object_names
 from trimtab.kube.resources import CONFIG_MAP
 from trimtab.observe.digests import digest
 from trimtab.reconcile.labels import shared_labels
+from trimtab.reconcile.naming import model_name
 from trimtab.reconcile.plan import Deletion
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from trimtab.settings import Settings
 
 ROUTES_KEY: Final = "routes.json"
-
-
-def model_name(record: IntentRecord) -> str:
-    """Return the name that clients use within the namespace."""
-    return str((record.spec.get("model") or {}).get("name") or record.name)
 
 
 def models(namespace: str, caches: Caches, *, grants_bare_names: bool) -> list[dict[str, Any]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL
+from trimtab.reconcile.naming import model_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from trimtab.observe.cache import Change
     from trimtab.observe.caches import Caches
-    from trimtab.observe.records import Record
+    from trimtab.observe.records import IntentRecord, Record
     from trimtab.settings import Settings
 
 _FINGERPRINT_KINDS: Final = frozenset({"jobs", "pods", "configmaps"})
@@ -29,6 +30,7 @@ class Waker:
         replan: Callable[[], None],
         run: Callable[[str], None],
         relisted: Callable[[str], None],
+        renamed: Callable[[], None],
         settings: Settings,
     ) -> None:
         """Prepare.
@@ -40,6 +42,7 @@ class Waker:
             replan: Asks for a fleet plan.
             run: Runs a periodic job soon, by name.
             relisted: Told of a kind that kopf listed again.
+            renamed: Told that an intent came, went, or was edited.
             settings: Of the installation.
         """
         self._caches = caches
@@ -49,6 +52,7 @@ class Waker:
         self._replan = replan
         self._run = run
         self._relisted = relisted
+        self._renamed = renamed
         self._system = settings.system_namespace
 
     def event(
@@ -75,19 +79,31 @@ class Waker:
     def _intent(self, change: Change[Any]) -> None:
         record, before = change.record, change.before
         if change.after is None or record.deleting:
+            self._renamed()
             self._wake(record.uid, "deleted")
+            self._wake_namesakes(record)
             self._replan()
             self._run("routes")
             if change.after is None:
                 self._run("sweep")
             return
         if before is None or before.generation != record.generation:
+            self._renamed()
             self._wake(record.uid, "spec")
+            if before is not None:
+                self._wake_namesakes(before)
             self._replan()
             self._run("routes")
         elif before.annotations != record.annotations:
             self._wake(record.uid, "spec")
         # A change of status alone is our own writing.
+
+    def _wake_namesakes(self, freed: IntentRecord) -> None:
+        """Wake whoever waited for a model name that may be free now."""
+        for other in self._caches.inferenceintents:
+            same = other.namespace == freed.namespace and other.uid != freed.uid
+            if same and model_name(other) == model_name(freed):
+                self._wake(other.uid, "name")
 
     def _child(self, plural: str, change: Change[Any]) -> None:
         record = change.record

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from trimtab.observe.intents import Shown
 from trimtab.observe.loads import LoadBook
 from trimtab.planning.prices import PriceBook
+from trimtab.reconcile.naming import model_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
     from trimtab.observe.caches import Caches
+    from trimtab.observe.records import IntentRecord
     from trimtab.observe.traffic import Traffic
     from trimtab.observe.workers import WorkerState
     from trimtab.planning.snapshot import EngineCapabilities
@@ -44,6 +46,21 @@ class World:
     foreign: dict[str, tuple[int, int]] = field(default_factory=dict)
     fleet: FleetPlanner = field(init=False)
     fingerprints: FingerprintKeeper = field(init=False)
+    _namesakes: dict[tuple[str, str], IntentRecord] | None = None
+
+    def oldest_namesake(self, namespace: str, name: str) -> IntentRecord | None:
+        """Return the oldest intent of a namespace that serves a model name."""
+        if self._namesakes is None:
+            self._namesakes = {}
+            for record in sorted(self.caches.inferenceintents, key=lambda r: (r.created, r.uid)):
+                if not record.deleting:
+                    key = (record.namespace, model_name(record))
+                    self._namesakes.setdefault(key, record)
+        return self._namesakes.get((namespace, name))
+
+    def names_changed(self) -> None:
+        """Forget who serves which name: an intent came, went, or was edited."""
+        self._namesakes = None
 
     def shown_of(self, uid: str) -> Shown:
         """Return the observed figures of an intent as its status shows them."""

@@ -11,6 +11,7 @@ from trimtab.observe.intents import ObservedIntent
 from trimtab.reconcile.inferenceintent import jobs
 from trimtab.reconcile.inferenceintent.inspecting import inspection, inspection_pods
 from trimtab.reconcile.labels import Owner
+from trimtab.reconcile.naming import model_name
 from trimtab.reconcile.snapshot import declared_load, parse_intent, usable
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
     return ObservedIntent(
         record=record,
         intent=intent,
-        name_taken_by=_older_namesake(record, intent, world),
+        name_taken_by=_older_namesake(record, world),
         inspection=reading,
         plan=plan,
         planner_problem=current.problem if plan is None else "",
@@ -92,13 +93,9 @@ def _load(
     return declared, "Declared" if declared is not None else "Assumed"
 
 
-def _older_namesake(record: IntentRecord, intent: InferenceIntent, world: World) -> str:
+def _older_namesake(record: IntentRecord, world: World) -> str:
     """Return the older intent of the namespace that serves the same model name, if any."""
-    mine = (record.created, record.uid)
-    for other in world.caches.inferenceintents:
-        if other.namespace != record.namespace or other.uid == record.uid or other.deleting:
-            continue
-        name = (other.spec.get("model") or {}).get("name") or other.name
-        if f"{other.namespace}/{name}" == intent.public_name and (other.created, other.uid) < mine:
-            return f"{other.namespace}/{other.name}"
-    return ""
+    oldest = world.oldest_namesake(record.namespace, model_name(record))
+    if oldest is None or oldest.uid == record.uid:
+        return ""
+    return f"{oldest.namespace}/{oldest.name}"

@@ -165,8 +165,8 @@ def fingerprint_job(
     )
     threads = max(1, need.threads)
     parameters = need.architecture.fixed_parameters() + 2 * need.architecture.layer_parameters()
-    # Both depths are held at once, in fp32 while they are drawn.
-    memory = _ENGINE_BYTES + 3 * 4 * parameters
+    # Random weights are drawn in fp32 and kept in the precision asked for.
+    memory = _ENGINE_BYTES + (4 + 2) * parameters
     measure = container(
         name="fingerprint",
         defaults=settings.pod_defaults,

@@ -1,0 +1,141 @@
+"""From an event to whom it concerns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.unit.reconcile.builders import SETTINGS
+from trimtab.observe.caches import Caches
+from trimtab.reconcile.routes import models
+from trimtab.reconcile.waking import Waker
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.caches = Caches()
+        self.told: list[tuple[str, ...]] = []
+        self.waker = Waker(
+            caches=self.caches,
+            wake=lambda uid, cause: self.told.append(("wake", uid, cause)),
+            wake_needing=lambda key: self.told.append(("needing", key)),
+            replan=lambda: self.told.append(("replan",)),
+            run=lambda job: self.told.append(("run", job)),
+            relisted=lambda plural: self.told.append(("relisted", plural)),
+            renamed=lambda: None,
+            settings=SETTINGS,
+        )
+        self.version = 0
+
+    def event(self, plural: str, kind: str | None, body: dict[str, Any]) -> list[tuple[str, ...]]:
+        self.version += 1
+        body["metadata"]["resourceVersion"] = str(self.version)
+        self.told.clear()
+        self.waker.event(plural, kind, body, past_barrier=True)
+        return list(self.told)
+
+
+def an_intent(name: str = "chat", **changes: Any) -> dict[str, Any]:
+    meta = {"name": name, "namespace": "team-a", "uid": f"uid-{name}", "generation": 1}
+    meta |= {"creationTimestamp": "2026-11-23T00:00:00Z"} | changes.pop("meta", {})
+    return {"metadata": meta, "spec": {"model": {"name": "m"}}} | changes
+
+
+def test_an_edit_wakes_its_loop_and_asks_for_a_plan() -> None:
+    """A new generation is news for the loop, the planner and the routes."""
+    bench = Bench()
+    bench.event("inferenceintents", "ADDED", an_intent())
+    told = bench.event("inferenceintents", "MODIFIED", an_intent(meta={"generation": 2}))
+    assert ("wake", "uid-chat", "spec") in told
+    assert ("replan",) in told
+    assert ("run", "routes") in told
+
+
+def test_the_echo_of_our_status_wakes_nobody() -> None:
+    """A change of status alone is our own writing."""
+    bench = Bench()
+    bench.event("inferenceintents", "ADDED", an_intent())
+    assert bench.event("inferenceintents", "MODIFIED", an_intent(status={"endpoint": "x"})) == []
+
+
+def test_an_annotation_is_heard() -> None:
+    """Pausing and giving replicas back are annotations."""
+    bench = Bench()
+    bench.event("inferenceintents", "ADDED", an_intent())
+    paused = an_intent(meta={"annotations": {"trimtab.dev/paused": "true"}})
+    assert bench.event("inferenceintents", "MODIFIED", paused) == [("wake", "uid-chat", "spec")]
+
+
+def test_a_deletion_frees_the_name() -> None:
+    """Whoever waited for the model name steps, the planner and the sweeper run."""
+    bench = Bench()
+    bench.event("inferenceintents", "ADDED", an_intent())
+    bench.event("inferenceintents", "ADDED", an_intent("other"))
+    told = bench.event("inferenceintents", "DELETED", an_intent())
+    assert ("wake", "uid-other", "name") in told
+    assert ("replan",) in told
+    assert ("run", "sweep") in told
+
+
+def test_a_child_wakes_every_owner() -> None:
+    """Owners by reference and by label are woken."""
+    bench = Bench()
+    meta = {
+        "name": "x", "namespace": "team-a", "uid": "u", "generation": 1,
+        "ownerReferences": [{"uid": "o1"}], "labels": {"trimtab.dev/owner-uid": "o2"},
+    }  # fmt: skip
+    told = bench.event("deployments", "ADDED", {"metadata": meta})
+    assert told == [("wake", "o1", "deployments"), ("wake", "o2", "deployments")]
+
+
+def test_a_fingerprint_wakes_whoever_needs_it() -> None:
+    """Jobs and documents of measurements belong to no intent, and concern those that asked."""
+    bench = Bench()
+    meta = {
+        "name": "fp-00ff", "namespace": "trimtab-system", "uid": "u",
+        "labels": {"app.kubernetes.io/component": "fingerprint"},
+    }  # fmt: skip
+    told = bench.event("configmaps", "ADDED", {"metadata": meta, "data": {}})
+    assert ("needing", "00ff") in told
+    assert ("run", "fingerprints") in told
+    assert ("replan",) in told
+
+
+def test_a_heart_beat_of_a_node_is_no_news() -> None:
+    """Capacity is planned with, life signs are not."""
+    bench = Bench()
+    body = {"metadata": {"name": "n", "uid": "u"}, "status": {"allocatable": {"cpu": "2"}}}
+    assert bench.event("nodes", "ADDED", body) == [("replan",)]
+    assert bench.event("nodes", "MODIFIED", body) == []
+
+
+def test_a_new_list_is_audited() -> None:
+    """An event of a list past the barrier means that kopf listed again."""
+    bench = Bench()
+    meta = {"name": "x", "namespace": "team-a", "uid": "u"}
+    assert ("relisted", "services") in bench.event("services", None, {"metadata": meta})
+
+
+def test_bare_names_go_to_the_oldest_where_nobody_is_authenticated() -> None:
+    """With `gateway.auth: None` one intent of all namespaces holds a bare name."""
+    caches = Caches()
+    for namespace, created in (
+        ("team-b", "2026-01-01T00:00:00Z"),
+        ("team-a", "2026-02-01T00:00:00Z"),
+    ):
+        meta = {"namespace": namespace, "uid": namespace, "creationTimestamp": created}
+        caches.inferenceintents.put(an_intent(meta=meta))
+        owner = {"trimtab.dev/owner-uid": namespace}
+        caches.services.put(
+            {
+                "metadata": {
+                    "name": "s",
+                    "namespace": namespace,
+                    "uid": f"s-{namespace}",
+                    "labels": owner,
+                }
+            }
+        )
+    of_a = models("team-a", caches, grants_bare_names=True)
+    of_b = models("team-b", caches, grants_bare_names=True)
+    assert [m["bare"] for m in of_a + of_b] == [False, True]
+    assert not models("team-b", caches, grants_bare_names=False)[0]["bare"]
