@@ -23,8 +23,8 @@ from trimtab.planning.snapshot import Constraints, Load, Targets
 from trimtab.planning.steady import Replica, ReplicaLimits
 from trimtab.planning.step_model import StepWork, fit
 
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-SOME = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SOME = settings(max_examples=25, deadline=None)
 
 times = st.fixed_dictionaries(
     {

@@ -1,6 +1,9 @@
+from statistics import fmean
+
 import pytest
 
 from tests.unit.planning.builders import a_fingerprint
+from tests.unit.planning.queue_oracle import poisson, simulate, tpots, ttfts
 from trimtab.planning.steady import Replica, ReplicaLimits
 from trimtab.planning.step_model import fit
 
@@ -21,7 +24,7 @@ def test_a_request_alone_takes_its_prompt_and_its_steps():
     assert replica.unloaded_us() == pytest.approx(chunk + 64 * step, rel=0.01)
     state = replica.steady(0.0)
     assert state.step_us == pytest.approx(step, rel=0.01)
-    assert replica.ttft_us(state, rate=0.0, quantile=0.95) == pytest.approx(chunk, rel=0.01)
+    assert replica.ttft_us(state, quantile=0.95) == pytest.approx(chunk, rel=0.01)
 
 
 def test_one_slot_serves_one_request_after_another():
@@ -58,7 +61,7 @@ def test_short_prompts_share_steps_instead_of_queueing():
     few, many = _replica(prompt=512, output=2), _replica(prompt=64, output=2)
     rate = 0.5 * few.capacity()
     waits = [
-        r.ttft_us(r.steady(x), rate=x, quantile=0.95) / r.steady(x).service_us
+        r.ttft_us(r.steady(x), quantile=0.95) / r.service_us(0.0)
         for r, x in ((few, rate), (many, 2 * rate))
     ]
     assert waits[1] < waits[0]
@@ -75,5 +78,40 @@ def test_max_running_is_the_batch_that_meets_a_target():
 def test_an_output_of_one_token_needs_no_decoding():
     """With one output token only the prompt counts."""
     replica = _replica(output=1)
-    assert replica.unloaded_us() == pytest.approx(replica.steady(0.0).service_us)
+    assert replica.unloaded_us() == pytest.approx(replica.service_us(0.0))
     assert replica.capacity() > 0
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(128, 64), (512, 128), (32, 256)])
+def test_the_capacity_is_that_of_a_simulated_replica(prompt, output):
+    """Flooded with requests, a simulated replica ends as many per second, within 5 %."""
+    replica = _replica(prompt=prompt, output=output)
+    flood = poisson(5 * replica.capacity(), count=250, prompt=prompt, output=output)
+    simulate(fit(a_fingerprint(), depth=DEPTH), flood, budget=512, slots=32)
+    ended = len(flood) / max(r.last for r in flood) * 1e6
+    assert replica.capacity() == pytest.approx(ended, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "load"),
+    [(128, 64, 0.2), (128, 64, 0.7), (512, 128, 0.2), (512, 128, 0.4), (32, 256, 0.7)],
+)
+def test_the_closed_form_agrees_with_a_simulation(prompt, output, load):
+    """Mean TPOT within 10 % and median TTFT within 10 % of a simulation step by step."""
+    replica = _replica(prompt=prompt, output=output)
+    rate = load * replica.capacity()
+    requests = poisson(rate, count=400, prompt=prompt, output=output)
+    simulate(fit(a_fingerprint(), depth=DEPTH), requests, budget=512, slots=32)
+    state = replica.steady(rate)
+    assert state.step_us == pytest.approx(fmean(tpots(requests)), rel=0.10)
+    waits = ttfts(requests)
+    median = waits[len(waits) // 2]
+    assert replica.ttft_us(state, quantile=0.5) == pytest.approx(median, rel=0.10)
+
+
+def test_a_request_finds_more_company_than_a_poisson_number():
+    """A full batch is slow and so stays full: the p95 of the others exceeds n + 1.645·√n."""
+    replica = _replica(prompt=512, output=128)
+    state = replica.steady(0.7 * replica.capacity())
+    assert state.others(0.95) > state.running + 1.645 * state.running**0.5
+    assert abs(sum(state.seen) - 1) < 1e-9

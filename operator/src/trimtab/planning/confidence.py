@@ -17,6 +17,7 @@ def assess(
     *,
     engine_version: str,
     extrapolated: bool,
+    utilisation_permille: int,
     policy: PlannerPolicy,
 ) -> Confidence:
     """Return the level of a prediction with the reasons for it.
@@ -36,6 +37,10 @@ def assess(
         (extrapolated, "outside the measured grid"),
         (model.residual > limit, f"step model misses its points by {model.residual:.1%}"),
         (mixed > 2 * limit, f"mixed step off by {mixed:.1%}"),
+        (
+            utilisation_permille > policy.screened_utilisation_permille,
+            "queueing estimated in closed form",
+        ),
         ("Contended" in fingerprint.notes, "measured on a busy machine"),
         ("Unidentifiable" in fingerprint.notes, "layer time too noisy to separate"),
     )

@@ -135,7 +135,6 @@ def evaluate(
     prediction = _predict(
         built,
         state,
-        shown,
         load,
         percentile=intent.targets.percentile,
         overhead_us=overhead_us,
@@ -147,6 +146,7 @@ def evaluate(
         source.model,
         engine_version=capabilities.version,
         extrapolated=source.model.extrapolates(built.busiest(state)),
+        utilisation_permille=prediction.utilisation_permille,
         policy=policy,
     )
     cost = hourly(config, replicas=replicas, memory_bytes=memory.total, prices=prices)
@@ -199,7 +199,6 @@ def hourly(config: Config, *, replicas: int, memory_bytes: int, prices: PriceBoo
 def _predict(
     replica: Replica,
     state: Steady,
-    rate: float,
     load: PlannedLoad,
     *,
     percentile: int,
@@ -207,11 +206,11 @@ def _predict(
     capacity: float,
     overloaded: bool,
 ) -> Prediction:
-    ttft_mean = replica.ttft_us(state, rate=rate, quantile=None) + overhead_us
+    ttft_mean = replica.ttft_us(state, quantile=None) + overhead_us
     tokens = load.output - 1
     quantiles = (0.5, 0.95, 0.99, percentile / 100)
     tpots = [replica.tpot_us(state, quantile=q) if tokens else 0.0 for q in quantiles]
-    ttfts = [replica.ttft_us(state, rate=rate, quantile=q) + overhead_us for q in quantiles]
+    ttfts = [replica.ttft_us(state, quantile=q) + overhead_us for q in quantiles]
     tpot_mean = state.step_us if tokens else 0.0
     # Percentiles of the two add up only if slow prompts meet slow decodes; they do, under load.
     e2es = [first + tokens * each for first, each in zip(ttfts, tpots, strict=True)]
@@ -270,7 +269,7 @@ def _sequences(
 
 def _kv_tokens(state: Steady, load: PlannedLoad, policy: PlannerPolicy) -> int:
     """Return the KV tokens of the busy steady state, whole requests, with headroom."""
-    busy = 1 + state.others + 1.645 * math.sqrt(state.others)
+    busy = 1 + state.others(0.95)
     return math.ceil(busy * (load.prompt + load.output) * policy.kv_headroom_permille / 1000)
 
 

@@ -18,6 +18,9 @@ class PlannerPolicy:
     margin_ttft_unanchored_permille: int = 200
     # §7: relative residual of the step model above which the confidence drops; per mille.
     residual_limit_permille: int = 50
+    # §7: above this share of the capacity the closed form, without a simulation of the queue, costs
+    # one level; below it, it is within about 10 % of a simulation step by step. Per mille, decision.
+    screened_utilisation_permille: int = 300
     # §8, MinLatency: within 2 % of the best the cheaper option wins; a replica that gains less
     # than 2 % is not added. Per mille, decision.
     latency_tie_permille: int = 20

@@ -1,13 +1,14 @@
 """Latency and capacity of one replica under a steady load, in closed form (planner.md §5).
 
-With n sequences running on average, n/(n_o - 1) requests end per step, so a step computes
-p = n_i·n/(n_o - 1) prompt tokens beside the decodes, takes t(n), and the rate is n/((n_o - 1)·t(n)).
-The note's fixed point is this curve read backwards; read forwards it needs no root, and the
-capacity is its maximum.
+With n sequences running, n/(n_o - 1) requests end per step, so a step computes p = n_i·n/(n_o - 1)
+prompt tokens beside the decodes, takes t(n), and the rate is n/((n_o - 1)·t(n)). The note's fixed
+point is this curve read backwards; its maximum is the capacity.
 
-Two refinements. Prompt tokens are not spread evenly: up to one chunk of one prompt, a share of the
-steps carries that chunk, which is what the scheduler does and what a sequence beside it feels. And
-a request sees itself and the others: n of them at random arrivals, at most the slots less its own.
+Around the fixed point the number of running sequences fluctuates more than a Poisson number,
+because a full batch is slow and so stays full. The chain "one more at rate λ, one less at rate
+k/((n_o - 1)·t(k))" has its distribution in product form; mean and percentiles are read off it
+(`tests/unit/planning/test_steady.py` holds both against a simulation step by step). Prompt tokens are
+not spread evenly: a share of the steps carries a chunk, which is what a sequence beside it feels.
 """
 
 import math
@@ -17,8 +18,10 @@ from statistics import NormalDist
 
 from trimtab.planning.step_model import StepModel, StepWork
 
-_BISECTIONS = 30
-_GRID_STEP = 1.25
+_ITERATIONS = 40
+_GRID_STEP = 1.2
+_MOST_WAITING = 8
+_NEGLIGIBLE = 1e-7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,20 +39,25 @@ class Steady:
     """A replica's steady state, times in µs.
 
     Attributes:
-        step_us: Mean time per output token.
-        running: n, sequences that decode on average.
-        others: Sequences that a request sees beside itself.
-        chunks: Chunks per prompt.
-        chunk_extra_us: What one chunk adds to the step of the sequences beside it.
-        service_us: Time to compute one prompt beside the others.
+        rate: Requests per second.
+        step_us: Mean time per output token over requests.
+        running: Sequences that decode on average.
+        seen: Probability that an arriving request finds k others, by k; beyond the slots they wait.
     """
 
+    rate: float
     step_us: float
     running: float
-    others: float
-    chunks: int
-    chunk_extra_us: float
-    service_us: float
+    seen: tuple[float, ...]
+
+    def others(self, quantile: float) -> float:
+        """Return a quantile of the others that a request finds, interpolated between integers."""
+        below = 0.0
+        for k, share in enumerate(self.seen):
+            if below + share >= quantile:
+                return max(0.0, k - 1 + (quantile - below) / share) if k else 0.0
+            below += share
+        return float(len(self.seen) - 1)
 
 
 class Replica:
@@ -64,6 +72,7 @@ class Replica:
         self._decodes = output > 1
         self._limits = limits
         self._capacity: float | None = None
+        self._times: dict[int, tuple[float, float]] = {}
         context = prompt + output / 2
         self._context = min(context, float(limits.window)) if limits.window else context
         by_kv = limits.kv_tokens / (prompt + output / 2)
@@ -72,26 +81,36 @@ class Replica:
     def capacity(self) -> float:
         """Return the largest sustainable rate, requests per second."""
         if self._capacity is None:
-            self._capacity = max(self._rate(n) for n in self._grid())
+            self._capacity = max(self._throughput(n) for n in self._grid())
         return self._capacity
 
     def unloaded_us(self) -> float:
         """Return the end-to-end time of a request that is alone."""
         decode = self._tokens * self.decode_us(0.0) if self._decodes else 0.0
-        return self._service_us(0.0) + decode
+        return self.service_us(0.0) + decode
 
     def steady(self, rate: float) -> Steady:
-        """Return the steady state with the fewest sequences at ``rate``, or the fullest."""
-        running = self._running(rate)
-        others = self._others(running)
-        chunks = self._chunks(1 + others)
+        """Return the steady state at ``rate``, which is to lie below the capacity."""
+        if rate <= 0:
+            return Steady(rate=0.0, step_us=self.decode_us(0.0), running=0.0, seen=(1.0,))
+        logs, endings = [0.0], [0.0]
+        for k in range(1, self.slots + 1):
+            endings.append(k / (self._tokens * self._step_us(k, rate)) * 1e6)
+            logs.append(logs[-1] + math.log(rate / endings[-1]))
+        # Beyond the slots requests wait and end at the full batch's rate.
+        most = _MOST_WAITING * (self.slots + 1)
+        while logs[-1] > max(logs) + math.log(_NEGLIGIBLE) and len(logs) < most:
+            endings.append(endings[-1])
+            logs.append(logs[-1] + math.log(rate / endings[-1]))
+        top = max(logs)
+        weights = [math.exp(x - top) for x in logs]
+        total = sum(weights)
+        seen = tuple(w / total for w in weights)
+        running = sum(min(k, self.slots) * p for k, p in enumerate(seen))
+        # Little's law with what really ends: a chain that is cut loses a few arrivals.
+        ended = sum(p * e for p, e in zip(seen, endings, strict=True))
         return Steady(
-            step_us=self._step_us(running),
-            running=running,
-            others=others,
-            chunks=chunks,
-            chunk_extra_us=self._extra_us(self._prompt / chunks, beside=1 + others),
-            service_us=self._service_us(others),
+            rate=rate, step_us=running / (ended * self._tokens) * 1e6, running=running, seen=seen
         )
 
     def max_running(self, target_us: float) -> int:
@@ -108,97 +127,130 @@ class Replica:
     def tpot_us(self, state: Steady, *, quantile: float) -> float:
         """Return a quantile of time per output token; for screening only.
 
-        The sequences beside a request, and so the prompts that interrupt it, are about Poisson:
-        n + z·√n.
+        A request keeps about the company that it found. The prompts that interrupt it are a Poisson
+        number on top.
         """
+        others = min(state.others(quantile), self.slots - 1.0)
+        company = self._between(others + 1, state.rate)
+        usual = self._between(min(state.others(0.5), self.slots - 1.0) + 1, state.rate)
+        met = state.rate * self._tokens * usual / 1e6
+        chunks = self._chunks(1 + others)
+        chunk = self._extra_us(self._prompt / chunks, beside=1 + others)
         z = NormalDist().inv_cdf(quantile)
-        spread = z * math.sqrt(state.others)
-        others = min(max(0.0, state.others + spread), self.slots - 1.0)
-        met = max(0.0, state.running + z * math.sqrt(state.running))
-        return self.decode_us(others) + met * state.chunks * state.chunk_extra_us / self._tokens
+        prompts = z * math.sqrt(met) * chunks * chunk / self._tokens
+        if company < usual:
+            return company
+        return usual + math.hypot(company - usual, prompts)
 
-    def ttft_us(self, state: Steady, *, rate: float, quantile: float | None) -> float:
+    def ttft_us(self, state: Steady, *, quantile: float | None) -> float:
         """Return the mean (None) or a quantile of time to first token; for screening only.
 
-        The prompt's own steps, the rest of the step that runs at arrival, and the wait of a queue
-        with fixed service time whose tail is exponential. Prompts that are short beside the token
-        budget share steps instead of queueing; slots free one by one.
+        The prompt's own steps, half the step that runs at arrival, a queue of prompts with fixed
+        service time and exponential tail, and the wait for a slot if all are taken. Prompts that
+        are short beside the token budget share steps instead of queueing.
         """
-        share = min(1.0, self._prompt / self._limits.token_budget)
-        prompts = share * rate * state.service_us / 1e6
-        lifetime = state.service_us + self._tokens * state.step_us
-        turns = ((prompts, state.service_us), (rate / self.capacity(), lifetime / self.slots))
-        busy = 1 - math.exp(-state.running)
-        rest = busy * self._resting_us(max(1.0, state.others))
-        waits = [_wait_us(min(0.99, use), turn, quantile) for use, turn in turns]
-        return state.service_us + rest * (0.5 if quantile is None else quantile) + max(waits)
+        found = [
+            (share, *self._first_token(k, state.rate))
+            for k, share in enumerate(state.seen)
+            if share > _NEGLIGIBLE
+        ]
+        if quantile is None:
+            return sum(p * (sure + use * tail) for p, sure, use, tail in found)
+        low, high = 0.0, max(sure + 40 * tail for _, sure, _, tail in found)
+        for _ in range(_ITERATIONS):
+            middle = (low + high) / 2
+            late = sum(
+                p * (1.0 if middle < sure else use * math.exp(-(middle - sure) / tail))
+                for p, sure, use, tail in found
+            )
+            low, high = (middle, high) if late > 1 - quantile else (low, middle)
+        return high
 
     def decode_us(self, others: float) -> float:
         """Return the time of a step that decodes a request and ``others``."""
         return self._resting_us(1 + others)
 
+    def service_us(self, others: float) -> float:
+        """Return the time to compute one prompt beside ``others``."""
+        chunks = self._chunks(others)
+        extra = self._extra_us(self._prompt / chunks, beside=others)
+        return chunks * (self._resting_us(others) + extra)
+
     def busiest(self, state: Steady) -> StepWork:
-        """Return the largest step that the state runs into, to tell extrapolation."""
-        batch = 1 + state.others
-        tokens = min(float(self._limits.token_budget), batch + self._prompt / state.chunks)
+        """Return a large step that the state runs into, to tell extrapolation."""
+        batch = max(1.0, state.running)
+        chunk = self._prompt / self._chunks(batch)
+        tokens = min(float(self._limits.token_budget), batch + chunk)
         return StepWork(tokens=tokens, sampled=batch, batch=batch, kv_tokens=batch * self._context)
 
+    def _first_token(self, found: int, rate: float) -> tuple[float, float, float]:
+        """Return (certain time, probability of queueing, mean of the queue's tail) beside others."""
+        others = min(found, self.slots - 1)
+        service = self.service_us(others)
+        share = min(1.0, self._prompt / self._limits.token_budget)
+        use = min(0.99, share * rate * service / 1e6)
+        busy = 0.5 * self._resting_us(others)
+        waiting = found - others
+        slot = 0.0
+        if waiting:
+            slot = waiting * self._tokens * self._step_us(self.slots, rate) / self.slots
+        return service + busy + slot, use, service / (2 * (1 - use))
+
     def _grid(self) -> Sequence[float]:
-        grid, n = [], 1 / 64
+        grid, n = [], 1.0
         while n < self.slots:
             grid.append(n)
             n *= _GRID_STEP
         return [*grid, float(self.slots)]
 
-    def _running(self, rate: float) -> float:
-        """Return the fewest running sequences that sustain ``rate``; all slots if none do."""
-        if rate <= 0:
-            return 0.0
-        below = 0.0
-        for above in self._grid():
-            if self._rate(above) >= rate:
-                break
-            below = above
-        else:
-            return float(self.slots)
-        for _ in range(_BISECTIONS):
-            middle = (below + above) / 2
-            if self._rate(middle) >= rate:
-                above = middle
-            else:
-                below = middle
-        return above
-
-    def _rate(self, running: float) -> float:
-        """Return the rate at which ``running`` sequences decode on average; 0 if prompts cannot keep up."""
-        if running <= 0:
-            return 0.0
-        step = self._step_us(running)
-        return running / self._tokens / step * 1e6 if math.isfinite(step) else 0.0
-
-    def _step_us(self, running: float) -> float:
-        """Return the mean time of a step; infinite where its prompt tokens exceed the budget."""
-        beside = 1 + self._others(running)
+    def _throughput(self, running: float) -> float:
+        """Return the rate at which ``running`` sequences work; 0 if prompts cannot keep up."""
         tokens = self._prompt * running / self._tokens
-        if tokens > self._limits.token_budget - beside:
-            return math.inf
-        chunk = self._prompt / self._chunks(beside)
-        decode = self._resting_us(beside)
+        if tokens > self._limits.token_budget - running:
+            # The budget binds: prompts fill it, and sequences wait for prompts.
+            full = self._limits.token_budget - running
+            step = self._resting_us(running) + self._extra_us(full, beside=running)
+            return full / self._prompt / step * 1e6
+        chunk = self._prompt / self._chunks(running)
+        step = self._resting_us(running)
         if tokens <= chunk:
-            return decode + tokens / chunk * self._extra_us(chunk, beside=beside)
-        return decode + self._extra_us(tokens, beside=beside)
+            step += tokens / chunk * self._extra_us(chunk, beside=running)
+        else:
+            step += self._extra_us(tokens, beside=running)
+        return running / self._tokens / step * 1e6
 
-    def _others(self, running: float) -> float:
-        return running * (1 - 1 / self.slots)
+    def _step_us(self, batch: int, rate: float) -> float:
+        """Return the mean time of a step of ``batch`` while prompts arrive at ``rate``."""
+        if batch not in self._times:
+            chunk = self._prompt / self._chunks(batch)
+            self._times[batch] = (self._resting_us(batch), self._extra_us(chunk, beside=batch))
+        decode, extra = self._times[batch]
+        chunk = self._prompt / self._chunks(batch)
+        per_us = rate / 1e6 * self._prompt
+        share = per_us / chunk * extra
+        if share < 1 and per_us * decode / (1 - share) <= chunk:
+            return decode / (1 - share)
+        time = decode + extra
+        room = self._limits.token_budget - batch
+        for _ in range(_ITERATIONS):
+            tokens = min(float(room), per_us * time)
+            after = decode + self._extra_us(max(tokens, chunk), beside=batch)
+            if abs(after - time) <= 1e-4 * time:
+                break
+            time = after
+        return time
+
+    def _between(self, batch: float, rate: float) -> float:
+        """Return the mean step time at a batch between integers."""
+        low = max(1, math.floor(batch))
+        here = self._step_us(low, rate)
+        if batch <= low or low >= self.slots:
+            return here
+        return here + (batch - low) * (self._step_us(low + 1, rate) - here)
 
     def _chunks(self, beside: float) -> int:
         room = max(1.0, self._limits.token_budget - beside)
         return max(1, math.ceil(self._prompt / room))
-
-    def _service_us(self, others: float) -> float:
-        chunks = self._chunks(others)
-        extra = self._extra_us(self._prompt / chunks, beside=others)
-        return chunks * (self._resting_us(others) + extra)
 
     def _resting_us(self, batch: float) -> float:
         """Return the time of a step that only decodes; 0 if there is nothing to decode."""
@@ -221,13 +273,3 @@ class Replica:
             )
         )
         return max(0.0, step - self._resting_us(beside))
-
-
-def _wait_us(use: float, turn_us: float, quantile: float | None) -> float:
-    """Return the mean (None) or a quantile of the wait at utilisation ``use``."""
-    if use <= 0:
-        return 0.0
-    scale = turn_us / (2 * (1 - use))
-    if quantile is None:
-        return use * scale
-    return max(0.0, math.log(use / (1 - quantile)) * scale)
