@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLUMN_INCHES = 0.72
 LINE_INCHES = 0.42
 MOST_LEGENDS = 8
+HEADER_INCHES = 1.1
 UNITS = {
     "s": ("s", 1.0),
     "reqps": ("requests/s", 1.0),
@@ -117,12 +118,13 @@ def dashboard(
     mpl.use("Agg")
     import matplotlib.dates as mdates
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LinearLocator
 
     board = json.loads(path.read_text())
     height = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in board["panels"])
-    inches = height * LINE_INCHES + 0.9
+    inches = height * LINE_INCHES + HEADER_INCHES
     figure = Figure(figsize=(24 * COLUMN_INCHES, inches))
-    top = 1 - 0.9 / inches
+    top = 1 - HEADER_INCHES / inches
     line = LINE_INCHES / inches
     end = time.time()
     for panel in board["panels"]:
@@ -134,11 +136,10 @@ def dashboard(
         box = (left + 0.028, bottom + 0.9 * line, place["w"] / 24 - 0.04, (place["h"] - 2.0) * line)
         axes = figure.add_axes(box)
         _panel(axes, panel, server, start=end - seconds, end=end)
-        axes.xaxis.set_major_locator(mdates.AutoDateLocator(maxticks=6))
+        axes.xaxis.set_major_locator(LinearLocator(2 if place["w"] < 6 else 5))
         axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M:%S"))
-    figure.text(0.01, 1 - 0.35 / inches, board["title"], fontsize=14, weight="bold")
-    figure.text(
-        0.01, 1 - 0.65 / inches, "\n".join(textwrap.wrap(caption, 200)), fontsize=9, color="#444444"
-    )
+    figure.text(0.01, 1 - 0.2 / inches, board["title"], fontsize=14, weight="bold", va="top")
+    lines = "\n".join(textwrap.wrap(caption, 190))
+    figure.text(0.01, 1 - 0.55 / inches, lines, fontsize=9, color="#444444", va="top")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=70, metadata={"Software": None})

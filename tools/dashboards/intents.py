@@ -28,7 +28,7 @@ def _predicted_and_observed(metric: str) -> tuple[Query, ...]:
     return tuple(
         Query(
             expr=f'trimtab_intent_{kind}_seconds{{{_INTENT},metric="{metric}"}}',
-            legend=f"{{{{namespace}}}}/{{{{intent}}}} p{{{{percentile}}}} {kind}",
+            legend=f"{{{{namespace}}}}/{{{{intent}}}} {kind} ({{{{percentile}}}})",
         )
         for kind in ("predicted", "observed")
     )
@@ -43,8 +43,8 @@ PLAN: Final = Row(
             unit="short",
             queries=(
                 Query(expr="sum by (reason) (trimtab_unsatisfied_intents)", legend="{{reason}}"),
+                Query(expr="sum(trimtab_unsatisfied_intents) or vector(0)", legend="all"),
             ),
-            stacked=True,
         ),
         Panel(
             title="Cost per hour",
@@ -69,7 +69,7 @@ PLAN: Final = Row(
                         " / on (namespace, intent, metric, percentile) "
                         f"trimtab_intent_predicted_seconds{{{_INTENT}}}"
                     ),
-                    legend="{{namespace}}/{{intent}} {{metric}} p{{percentile}}",
+                    legend="{{namespace}}/{{intent}} {{metric}} ({{percentile}})",
                 ),
             ),
         ),
@@ -85,7 +85,7 @@ LATENCY: Final = Row(
             unit="s",
             queries=_predicted_and_observed("ttft"),
             width=12,
-            dashed="/predicted$/",
+            dashed="/ predicted /",
         ),
         Panel(
             title="Time per output token",
@@ -93,7 +93,7 @@ LATENCY: Final = Row(
             unit="s",
             queries=_predicted_and_observed("tpot"),
             width=12,
-            dashed="/predicted$/",
+            dashed="/ predicted /",
         ),
         Panel(
             title="Time to first token, in the engine (p95)",
