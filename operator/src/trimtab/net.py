@@ -49,7 +49,10 @@ class _RewritingResolver(ThreadedResolver):
         self._rule = rule
 
     async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = 0  # type: ignore[assignment]  # aiohttp's own default
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = 0,  # type: ignore[assignment]  # aiohttp's own default
     ) -> list[ResolveResult]:
         return await super().resolve(rewrite_address(host, rule=self._rule), port, family)
 
@@ -61,7 +64,9 @@ class _PodConnector(aiohttp.TCPConnector):
         super().__init__(limit=limit, resolver=_RewritingResolver(rule))
         self._rule = rule
 
-    async def _resolve_host(self, host: str, port: int, traces: object = None) -> list[ResolveResult]:
+    async def _resolve_host(
+        self, host: str, port: int, traces: object = None
+    ) -> list[ResolveResult]:
         return await super()._resolve_host(rewrite_address(host, rule=self._rule), port, traces)  # type: ignore[arg-type]  # private type
 
 
