@@ -154,6 +154,28 @@ async def test_a_released_lease_is_taken_at_once() -> None:
     assert world.now == began
 
 
+async def test_a_renewal_that_was_cut_off_does_not_spoil_the_release() -> None:
+    """The server took a renewal whose answer was lost; the release reads before it writes."""
+    world = World()
+    leader = world.elector("a")
+    await leader.acquire()
+    assert world.server.lease is not None
+    await world.server.request("PUT", "/", body=world.server.lease)
+    await leader.release()
+    assert world.server.lease["spec"]["holderIdentity"] == ""
+
+
+async def test_a_lease_of_another_is_not_released() -> None:
+    """Who lost the Lease without knowing leaves the new holder alone."""
+    world = World()
+    leader = world.elector("a")
+    await leader.acquire()
+    assert world.server.lease is not None
+    world.server.lease["spec"]["holderIdentity"] = "b"
+    await leader.release()
+    assert world.server.lease["spec"]["holderIdentity"] == "b"
+
+
 async def test_two_replicas_cannot_both_acquire() -> None:
     """Of two that see the Lease free, one loses by its resourceVersion."""
     world = World()

@@ -51,7 +51,7 @@ def placed(observed: ObservedIntent, **status: Any) -> ObservedIntent:
         deployment=deployment(body),
         pods=(a_worker(body),),
         workers={"p": WorkerState(
-            pod_uid="p", revision=1, draining=False, errors=(),
+            pod_uid="p", revision=1, errors=(),
             models=(ModelState(name="team-a/chat", state="Resident"),),
         )},
     )  # fmt: skip
@@ -245,7 +245,7 @@ def test_an_engine_that_refuses_a_model_is_quoted() -> None:
     failed = ModelState(
         name="team-a/chat", state="Failed", error=("ModelCorrupt", "Layer 3 is cut.")
     )
-    state = WorkerState(pod_uid="p", revision=1, draining=False, models=(failed,), errors=())
+    state = WorkerState(pod_uid="p", revision=1, models=(failed,), errors=())
     plan = decide(
         an_observed(seen.record, deployment=seen.deployment, pods=seen.pods, workers={"p": state}),
         settings=SETTINGS,

@@ -19,7 +19,6 @@ from trimtab.kube.errors import ApiError, parse_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-    from types import TracebackType
     from typing import Self
 
     from trimtab.kube.resources import Manifest, Resource
@@ -67,12 +66,7 @@ class KubeClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._api.close()
 
     async def request(

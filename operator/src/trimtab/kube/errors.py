@@ -73,11 +73,6 @@ class Fault:
     resource: str = ""
     namespace: str = ""
 
-    @property
-    def stops_quietly(self) -> bool:
-        """Nothing is left to do: the namespace goes, or another replica leads."""
-        return self.kind in (FaultKind.NAMESPACE_GONE, FaultKind.NOT_LEADING)
-
 
 def parse_status(body: bytes, *, code: int) -> dict[str, Any]:
     """Return the Status object of an error answer, or one made up from its text."""

@@ -130,12 +130,17 @@ class Elector:
 
     async def release(self) -> None:
         """Give the Lease up, so that a standby need not wait for it to expire; never raises."""
-        if self._renewed_at is None or self._lease is None:
+        if self._renewed_at is None:
             return
         self._renewed_at = None
-        spec = self._lease["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1}
         try:
-            await self._put(self._lease | {"spec": spec})
+            # Read again: a renewal that was cut off may have reached the server.
+            lease = await self._client.get(LEASE, namespace=self._namespace, name=self._name)
+            spec = (lease or {}).get("spec") or {}
+            if lease is None or spec.get("holderIdentity") != self._identity:
+                return
+            released = spec | {"holderIdentity": "", "leaseDurationSeconds": 1}
+            await self._put(lease | {"spec": released})
         except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
             _log.warning("lease_not_released", lease=self._name, error=str(error))
         else:

@@ -101,7 +101,6 @@ class Ended:
 class PodRecord(Record):
     """A pod of ours, with the first container's state."""
 
-    phase: str
     node: str
     address: str
     ready: bool
@@ -254,7 +253,6 @@ def pod(body: Body) -> PodRecord:
     scheduled = conditions.get("PodScheduled") or {}
     return PodRecord(
         **_common(body),
-        phase=status.get("phase") or "",
         node=spec.get("nodeName") or "",
         address=status.get("podIP") or "",
         ready=_true(conditions.get("Ready")),

@@ -35,7 +35,6 @@ class WorkerState:
 
     pod_uid: str
     revision: int
-    draining: bool
     models: tuple[ModelState, ...]
     errors: tuple[str, ...]
 
@@ -61,7 +60,6 @@ def parse_state(pod_uid: str, document: Mapping[str, Any]) -> WorkerState:
     return WorkerState(
         pod_uid=pod_uid,
         revision=int(document.get("revision") or 0),
-        draining=bool(document.get("draining")),
         models=tuple(models),
         errors=tuple(errors),
     )
