@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.unit.reconcile.builders import VERDICT
-from trimtab.observe.inspections import Inspection
 from trimtab.observe.records import config_map, job, pod
 from trimtab.reconcile.inferenceintent.inspecting import inspection, retry_seconds
+
+if TYPE_CHECKING:
+    from trimtab.observe.inspections import Inspection
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 REFUSED = '{"v":1,"ok":false,"reason":"ModelNotFound","message":"/models/m0/x is not there."}'
