@@ -172,7 +172,7 @@ def wait_node_ready(plane: ControlPlane, processes: Processes, component: str) -
         return f"{component} ended; the end of its log:\n{processes.tail(component)}"
 
     probes.wait_for(
-        f"node {plane.node_name} Ready", ready, seconds=90, fatal=dead,
+        f"node {plane.node_name} Ready", ready, seconds=180, fatal=dead,
         seen=lambda: processes.tail(component),
     )  # fmt: skip
 

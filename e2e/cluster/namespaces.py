@@ -94,7 +94,7 @@ def hold(
             return None
         return f"the holder ended; the end of its log:\n{processes.tail(HOLDER)}"
 
-    probes.wait_for("the node's namespaces", holding, seconds=20, fatal=ended)
+    probes.wait_for("the node's namespaces", holding, seconds=60, fatal=ended)
     pid = holding()
     if pid is None:
         raise ClusterError(f"the node's namespaces ended at once:\n{processes.tail(HOLDER)}")

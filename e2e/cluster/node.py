@@ -201,7 +201,7 @@ def _wait(processes: Processes, component: str, probe: Callable[[], object]) -> 
         return f"{component} ended; the end of its log:\n{processes.tail(component)}"
 
     probes.wait_for(
-        f"{component} to be ready", probe, seconds=60, fatal=ended,
+        f"{component} to be ready", probe, seconds=120, fatal=ended,
         seen=lambda: processes.tail(component),
     )  # fmt: skip
 
