@@ -175,11 +175,11 @@ def engine_throughput(
     rng = random.Random(0)  # noqa: S311 - token ids, not secrets
     vocab = ours.engine.tenant(_NAME).shape.vocab
     prompts = [[rng.randrange(vocab) for _ in range(prompt)] for _ in range(max(batches))]
-    ours.answer(prompts[:1], 4)
+    ours.answer(prompts[:1], output)
     agreement = None
     if theirs is not None:
-        theirs.answer(prompts[:1], 4)
-        agreement = _agreement(ours.answer(prompts[:1], 16), theirs.answer(prompts[:1], 16))
+        theirs.answer(prompts[:1], output)
+        agreement = _agreement(ours.answer(prompts[:1], output), theirs.answer(prompts[:1], output))
     rows = []
     for batch in batches:
         samples = _rounds(

@@ -142,6 +142,13 @@ class StepMeter:
         lengths = [(context, context - 1)] * batch
         if chunk:
             lengths.append((cached + chunk, cached))
+        need = sum(-(-length // BLOCK_TOKENS) for length, _ in lengths)
+        if need > scheduler.blocks.available or max(lengths)[0] > self._tenant.max_model_len:
+            raise ValueError(
+                f"measure_step: {len(lengths)} sequences of up to {max(lengths)[0]} tokens do not fit "
+                f"into {scheduler.blocks.available} KV blocks and a context of "
+                f"{self._tenant.max_model_len}. Raise max_sequences or max_context."
+            )
         vocab = self._tenant.shape.vocab
         for index, (length, computed) in enumerate(lengths):
             tokens = [self._noise.randrange(vocab) for _ in range(length)]
@@ -159,13 +166,8 @@ class StepMeter:
                 seed=0,
                 arrival_seconds=self._clock.now(),
             )
-            blocks = scheduler.blocks.allocate(sequence.blocks_for(length))
-            if blocks is None:
-                raise ValueError(
-                    f"measure_step: {len(lengths)} sequences of {length} tokens do not fit into "
-                    f"{scheduler.blocks.capacity} KV blocks. Raise max_sequences or max_context."
-                )
-            sequence.blocks, sequence.computed = blocks, computed
+            sequence.blocks = scheduler.blocks.allocate(sequence.blocks_for(length)) or []
+            sequence.computed = computed
             scheduler.running.append(sequence)
 
     def memory(self, *, chunk: int) -> MemoryRow:
