@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from e2e import stack as st
 from e2e.monitoring import draw, prometheus, queries, targets
 from e2e.scenarios.builders import TEAM
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from e2e import stack as st
     from e2e.scenarios.builders import Client
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
@@ -47,3 +49,42 @@ def test_every_dashboard_and_alert_has_data_from_the_running_system(
             assert output.stat().st_size > 30_000
     assert [v.query for v in found if not v.good] == []
     assert client.failures == []
+
+
+def _runbooks() -> list[tuple[str, str]]:
+    return [
+        (path.name, command)
+        for path in sorted((st.ROOT / "docs" / "runbooks").glob("*.md"))
+        for command in re.findall(r"^```\n(.*)\n```$", path.read_text(), re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize(("runbook", "command"), _runbooks())
+def test_a_runbooks_command_runs(
+    runbook: str, command: str, stack: st.Stack, chat: dict[str, Any]
+) -> None:
+    """What a runbook tells to type ends well on a healthy system, its capitals replaced by names."""
+    component = "operator" if "proxy" in command else "worker"
+    namespace = st.SYSTEM if component == "operator" else TEAM
+    pods = stack.list("pods", namespace, f"app.kubernetes.io/component={component}")
+    names = {
+        "NAMESPACE": TEAM,
+        "NAME": chat["metadata"]["name"],
+        "POD": pods[0]["metadata"]["name"],
+        "VERB": "patch",
+        "RESOURCE": "deployments.apps",
+    }
+    typed = re.sub(r"\b[A-Z]{3,}\b", lambda found: names[found.group()], command)
+    if "--previous" in typed:
+        typed = typed.replace(" --previous", "")  # nothing crashed
+    program, *arguments = typed.split()
+    if program == "helm":
+        assert stack.cluster.helm(*(a.replace("charts/", f"{st.ROOT}/charts/") for a in arguments))
+    elif arguments[0] == "trimtab":
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "trimtab"), *arguments[1:]], env=stack.cluster.environment(), capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{runbook}: {done.stderr}"
+    else:
+        assert stack.kubectl(*arguments), runbook
