@@ -15,6 +15,11 @@ _HEX = re.compile(
 )
 _GENERATION = re.compile(r'"generation":\d+')
 """The roll-out annotation tells for which generation of the intent a child was made."""
+_DECISION = (
+    "product", "tensorParallelSize", "pipelineParallelSize", "precision", "threadsPerReplica",
+    "replicas", "costPerHour",
+)  # fmt: skip
+"""What of a plan must be equal: a prediction is as old as the plan, so it depends on what was known then."""
 _CHANCE = frozenset(
     {"uid", "resourceVersion", "creationTimestamp", "managedFields", "generation", "status",
      "clusterIP", "clusterIPs", "selfLink", "deployment.kubernetes.io/revision"}
@@ -46,6 +51,7 @@ def end_state(get: Callable[..., Any], *, namespace: str, name: str) -> dict[str
         name: Its name.
     """
     intent = get("inferenceintent", name, "-n", namespace)
+    plan = intent["status"].get("plan", {})
     uid = intent["metadata"]["uid"]
     children = []
     for item in get(",".join(KINDS), "-n", namespace)["items"]:
@@ -59,7 +65,7 @@ def end_state(get: Callable[..., Any], *, namespace: str, name: str) -> dict[str
         "children": sorted(children, key=lambda c: (c["kind"], json.dumps(c, sort_keys=True))),
         "conditions": conditions,
         "observed": intent["status"].get("observedGeneration") == intent["metadata"]["generation"],
-        "plan": normal(intent["status"].get("plan", {}), namespace=namespace),
+        "plan": {key: plan[key] for key in _DECISION if key in plan},
     }
 
 

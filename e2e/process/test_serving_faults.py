@@ -111,6 +111,7 @@ def test_quiet_system_writes_nothing(
 ) -> None:
     """With everything served and nobody asking, the operator sends no mutating request in a minute."""
     stack.wait_condition("chat", TEAM, "Ready", seconds=60)
+    stack.wait_condition("chat", TEAM, "Fingerprinted", seconds=600)
     time.sleep(75)  # observed figures of earlier tests are written at most once a minute
     since = proxy.now()
     time.sleep(60)
