@@ -29,7 +29,8 @@ SOURCE_ANNOTATION: Final = f"{names.GROUP}/source"
 INSPECTION_SECONDS: Final = 600
 DOWNLOAD_SECONDS: Final = 3600
 FINGERPRINT_SECONDS: Final = 1200
-_MEASURE_SECONDS: Final = 300
+# A quiet core needs 30 to 60 s for the full grid; a busy one ends here and says `Unidentifiable`.
+_MEASURE_SECONDS: Final = {"cpu": 120, "quick": 25}
 _INSPECT_MEMORY_BYTES: Final = 256 * 2**20
 _INSPECT_LIMIT_BYTES: Final = 2 * 2**30
 _ENGINE_BYTES: Final = 700 * 2**20
@@ -160,9 +161,9 @@ def fingerprint_job(
     intent: a family shares its fingerprints.
     """
     found = shared_labels("fingerprint", instance=f"fp-{need.key}")
-    spec_json = need.spec(
-        grid=settings.fingerprint_grid, max_seconds=int(settings.policy_seconds(_MEASURE_SECONDS))
-    )
+    grid = settings.fingerprint_grid
+    seconds = settings.policy_seconds(_MEASURE_SECONDS[grid])
+    spec_json = need.spec(grid=grid, max_seconds=max(5, int(seconds)))
     threads = max(1, need.threads)
     parameters = need.architecture.fixed_parameters() + 2 * need.architecture.layer_parameters()
     # Random weights are drawn in fp32 and kept in the precision asked for.
