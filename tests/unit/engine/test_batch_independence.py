@@ -48,13 +48,14 @@ def _assert_same(alone: dict, mixed: dict) -> None:
     assert not different, f"{len(different)} of {len(alone)} rows differ, first {different[:3]}"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_mixed_batch(dtype: str, monkeypatch: pytest.MonkeyPatch):
+def test_mixed_batch(dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch):
     """Logits alone and in a batch that mixes chunks and decodes are equal bit for bit."""
     spy = _Spy(monkeypatch)
     requests = _requests(12, longest=420, output=6)
-    alone = _alone(requests, spy, dtype=dtype)
-    engine = an_engine(dtype=dtype, max_batch_tokens=96, prefix_caching=False)
+    alone = _alone(requests, spy, dtype=dtype, threads=threads)
+    engine = an_engine(dtype=dtype, threads=threads, max_batch_tokens=96, prefix_caching=False)
     for request in requests:
         submit(engine, request)
         engine.step()

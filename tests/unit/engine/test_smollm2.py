@@ -137,3 +137,30 @@ def test_cut_file(keep: float, smollm2: Path, tmp_path: Path):
     for read in (inspect_checkpoint, GgufCheckpoint):
         with pytest.raises(ModelCorruptError, match=r"cut\.gguf.*ends after .* Fetch"):
             read(cut)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_batch_independence(dtype: str, smollm2: Path, monkeypatch: pytest.MonkeyPatch):
+    """The real model's logits alone and beside chunks of others are equal bit for bit."""
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+
+    def spy(logits: torch.Tensor, sequences: Any) -> object:
+        for row, sequence in zip(logits, sequences, strict=True):
+            seen[sequence.request.request_id, len(sequence.tokens)] = row.clone()
+        return sample(logits, sequences)
+
+    monkeypatch.setattr("trimtab_workers.engine.runner.sample", spy)
+    engine = an_engine(
+        smollm2, dtype=dtype, max_model_len=512, max_batch_tokens=64, prefix_caching=False
+    )
+    prompts = {name: range(at, at + length) for name, at, length in (("a", 99, 203), ("b", 7, 30))}
+    requests = [a_request(name, prompt, max_tokens=4) for name, prompt in prompts.items()]
+    for request in requests:
+        run(engine, request)
+    alone = dict(seen)
+    seen.clear()
+    for request in requests:
+        submit(engine, request)
+        engine.step()
+    run(engine, a_request("c", range(5), max_tokens=12))
+    assert all(torch.equal(alone[key], seen[key]) for key in alone)
