@@ -51,6 +51,8 @@ def test_images_are_built_in_two_stages_and_run_as_nobody(path: Path) -> None:
     assert "USER 65532:65532" in final
     assert "COPY --from=build /opt/trimtab /opt/trimtab" in final
     assert "RUN" not in final
+    # kopf and torch ask for the user's name, which an arbitrary uid has only in the environment.
+    assert "HOME=/tmp USER=trimtab" in final
     assert "-c constraints.txt" in text
     assert not re.search(r"https?://", text)
     for copied in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
