@@ -43,6 +43,18 @@ async def test_changes_arrive(bench):
     assert len(bench.api.lists(ROUTES)) == 1
 
 
+async def test_events_may_be_as_large_as_an_object(bench):
+    """A ConfigMap of 600 KB passes through the watch, whether or not it holds routes."""
+    await bench.start_gateway()
+    await bench.until(lambda gateway: gateway.directory.live)
+    large = a_config_map(name="fp-0123", text="x" * 600_000)
+    bench.api.put(ROUTES, large)
+    many = [a_route(f"model-{index}") for index in range(5_000)]
+    bench.api.put(ROUTES, a_config_map(*many))
+    await bench.until(lambda gateway: len(names(gateway)) == 5_000)
+    assert len(bench.api.watches(ROUTES)) == 1
+
+
 async def test_selectors_and_names_restrict(bench):
     """Only our managed-by label is asked for, and only routing ConfigMaps count."""
     stray = a_config_map(a_route("stray"), namespace="team-z", name="fp-0123")

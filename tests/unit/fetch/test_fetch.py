@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 
 from e2e.hub.hub import Hub, Repository, pickle_only
 from trimtab_workers.fetch import Downloader, FetchError, select
@@ -116,6 +117,41 @@ async def test_pickles_are_refused(tmp_path: Path) -> None:
             await a_downloader(hub, repository).fetch(tmp_path / "to")
     assert caught.value.reason == "PickleRefused"
     assert not list((tmp_path / "to").iterdir())
+
+
+class LongListing(Hub):
+    """A hub whose repositories hold thousands of files besides."""
+
+    async def _info(self, request: web.Request) -> web.Response:
+        document = json.loads((await super()._info(request)).text or "")
+        others = [{"rfilename": f"images/{n:05}.png", "size": n} for n in range(20_000)]
+        # Entries that no hub sends must not end as a traceback either.
+        document["siblings"] += [*others, "text", {"rfilename": 7, "size": "many", "lfs": []}]
+        return web.json_response(document)
+
+
+async def test_a_long_list_of_files_is_read_whole(folder: Path, tmp_path: Path) -> None:
+    """A list that comes in many pieces is read to its end."""
+    repository = Repository(folder=folder)
+    async with LongListing({NAME: repository}) as hub:
+        await a_downloader(hub, repository).fetch(tmp_path / "to")
+    assert (tmp_path / "to" / "model.safetensors").is_file()
+
+
+class NoJson(Hub):
+    """A hub behind a proxy that answers with a page."""
+
+    async def _info(self, _: web.Request) -> web.Response:
+        return web.Response(text="<html>", content_type="text/html")
+
+
+async def test_a_list_that_is_no_json_is_a_sentence(folder: Path, tmp_path: Path) -> None:
+    """What is no list of files ends in a reason, after all attempts."""
+    repository = Repository(folder=folder)
+    async with NoJson({NAME: repository}) as hub:
+        with pytest.raises(FetchError, match="no JSON") as caught:
+            await a_downloader(hub, repository).fetch(tmp_path / "to")
+    assert caught.value.reason == "DownloadFailed"
 
 
 async def test_an_unknown_revision_is_not_found(folder: Path, tmp_path: Path) -> None:

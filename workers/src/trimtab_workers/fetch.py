@@ -107,12 +107,22 @@ def select(repository: str, siblings: Sequence[Mapping[str, Any]]) -> list[Remot
 
 
 def _remote(entry: Mapping[str, Any]) -> RemoteFile:
-    lfs = entry.get("lfs") or {}
+    lfs = entry.get("lfs")
+    lfs = lfs if isinstance(lfs, dict) else {}
+    size = lfs.get("size") or entry.get("size")
     return RemoteFile(
         name=str(entry.get("rfilename") or ""),
-        size=int(lfs.get("size") or entry.get("size") or 0),
+        size=max(0, size) if isinstance(size, int) else 0,
         sha256=str(lfs.get("sha256") or lfs.get("oid") or ""),
     )
+
+
+def _object(body: bytes | bytearray) -> dict[str, Any] | None:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 class Downloader:
@@ -192,15 +202,24 @@ class Downloader:
         async def ask() -> None:
             async with session.get(url, headers=self._headers) as answer:
                 self._check(answer, "the list of files")
-                body = await answer.content.read(_LISTING_BYTES)
-            document = json.loads(body)
+                body = bytearray()
+                # NB: read(n) returns whatever has arrived, not n bytes.
+                async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+                    body += chunk
+                    if len(body) > _LISTING_BYTES:
+                        break
+            document = _object(body)
+            if document is None:
+                raise _InterruptedError(f"{self._endpoint} sent a list of files that is no JSON")
             if document.get("sha") != self._revision:
                 raise FetchError(
                     "DownloadFailed",
                     f"{self._endpoint} answered revision {document.get('sha')!r} of "
                     f"{self._repository} when asked for {self._revision}.",
                 )
-            found.extend(document.get("siblings") or ())
+            siblings = document.get("siblings")
+            if isinstance(siblings, list):
+                found.extend(entry for entry in siblings if isinstance(entry, dict))
 
         await self._repeat(RemoteFile(name="the list of files", size=0), ask)
         return found
