@@ -80,6 +80,64 @@ def test_configurations(
         inspect_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": ["F32"]},
+        {"shape": ["a", 2]},
+        {"shape": [-8, -4]},
+        {"shape": 5},
+        {"data_offsets": [0, 3]},
+        {"data_offsets": [4]},
+        {"data_offsets": ["0", "1"]},
+    ],
+)
+def test_nonsense_in_a_header(change: dict, glass_en: Path, tmp_path: Path):
+    """A header that describes a tensor by nonsense is ModelCorrupt, not a traceback."""
+    folder = shutil.copytree(glass_en, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    raw = weights.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length])
+    header["model.embed_tokens.weight"] |= change
+    text = json.dumps(header).encode()
+    weights.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+    with pytest.raises(ModelCorruptError, match="Fetch"):
+        inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_theta": 10**400},
+        {"rope_scaling": "llama3"},
+        {"rope_parameters": [1]},
+        {"model_type": {"a": 1}},
+    ],
+)
+def test_nonsense_in_a_configuration(change: dict, glass_en: Path, tmp_path: Path):
+    """A configuration whose values are of a wrong kind is refused, not a traceback."""
+    folder = shutil.copytree(glass_en, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError):
+        inspect_checkpoint(folder)
+
+
+def test_a_header_is_bounded(tmp_path: Path):
+    """64 arrays of 2 Mi numbers, a GiB in a sparse file, are refused before they take memory."""
+    file = tmp_path / "x.gguf"
+    entry = struct.pack("<Q1sIIQ", 1, b"a", 9, 10, 1 << 21)
+    with file.open("wb") as stream:
+        stream.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 64))
+        for _ in range(64):
+            stream.write(entry)
+            stream.seek(8 << 21, 1)
+        stream.truncate()
+    with pytest.raises(ModelCorruptError, match="longer than"):
+        inspect_checkpoint(file)
+
+
 @pytest.mark.parametrize("keep", [0, 4, 100, 1_000_000])
 def test_cut_safetensors(keep: int, glass_en: Path, tmp_path: Path):
     """A cut safetensors file is ModelCorrupt."""

@@ -1,26 +1,34 @@
 import json
+import math
 import struct
+import subprocess
+import sys
 
 import pytest
 
 from tests.unit.planning.builders import SMOLLM2
 from trimtab.planning.architecture import Architecture
+from trimtab_workers.engine.models.names import tensor_shapes
+from trimtab_workers.engine.models.shape import LlamaShape
 from trimtab_workers.fingerprint.inspect import inspect, main
 
 CONFIG = Architecture.to_hf_config(SMOLLM2, depth=3, context_length=512)
 
 
 def a_checkpoint(folder, *, dtype="BF16", config=CONFIG, cut=0, template=True):
-    """Write a directory whose safetensors hold one tensor: only headers are read."""
+    """Write a directory whose safetensors are a header and a hole: only headers are read."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = {"BF16": 2, "F16": 2, "F32": 4}[dtype]
-    name = "model.embed_tokens.weight"
-    header = json.dumps(
-        {name: {"dtype": dtype, "shape": [8, 16], "data_offsets": [0, 128 * size]}}
-    ).encode()
-    data = struct.pack("<Q", len(header)) + header + bytes(128 * size - cut)
-    (folder / "model.safetensors").write_bytes(data)
+    header, at = {}, 0
+    for name, shape in tensor_shapes(LlamaShape.from_hf_config(CONFIG, where="test")).items():
+        end = at + math.prod(shape) * {"BF16": 2, "F16": 2, "F32": 4}[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at - cut)
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
     if template:
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{x}}"}))
     return folder
@@ -64,6 +72,16 @@ def test_the_source_digest_follows_the_content(tmp_path):
             "UnsupportedModel",
             "model_type is 'mamba'",
         ),
+        (
+            lambda p: a_checkpoint(p / "m", config=CONFIG | {"intermediate_size": 7}),
+            "ModelCorrupt",
+            "mlp.gate_proj.weight is of shape",
+        ),
+        (
+            lambda p: a_checkpoint(p / "m", config=CONFIG | {"rope_parameters": ["yarn"]}),
+            "ModelCorrupt",
+            "a value of a wrong kind",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_served_is_a_verdict(tmp_path, make, reason, said):
@@ -84,3 +102,24 @@ def test_the_job_ends_with_0_whenever_it_reached_a_verdict(monkeypatch, tmp_path
         assert log.stat().st_size <= 4096
         assert json.loads(log.read_text())["v"] == 1
     assert json.loads(capsys.readouterr().err.splitlines()[0])["event"] == "inspected"
+
+
+def test_a_message_fits_whatever_the_file_is_called(monkeypatch, tmp_path):
+    """Foreign names are cut, escapes counted: the kubelet cuts at 4,096 bytes, in mid-JSON."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("TRIMTAB_TERMINATION_LOG", str(log))
+    folder = a_checkpoint(tmp_path / "m", config=CONFIG | {"model_type": "\x01\U0001f600" * 2000})
+    assert main(["--path", str(folder)]) == 0
+    assert log.stat().st_size <= 4096
+    assert json.loads(log.read_text())["reason"] == "UnsupportedModel"
+
+
+def test_the_job_needs_no_torch():
+    """Inspection starts in a fraction of torch's import time, and in images without it."""
+    absent = ["torch", "gguf", "tokenizers", "pydantic"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r})); "
+        "import trimtab_workers.fingerprint.inspect"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -34,6 +34,13 @@ def open_tenant(tenant: Tenant) -> bool:
     except EngineError as error:
         fail(tenant, error)
         return False
+    except Exception as error:  # noqa: BLE001 - foreign files and their libraries raise anything
+        problem = ModelCorruptError(
+            f"Model {tenant.spec.name}: its tokenizer or configuration cannot be read "
+            f"({type(error).__name__}: {error}). Fetch it again."
+        )
+        fail(tenant, problem)
+        return False
     tenant.set_state("Loading")
     return True
 

@@ -1,7 +1,7 @@
 """A bounded reader of GGUF headers (v2 and v3, little endian), standard library only.
 
 Hostile files must not cost time or memory: every count and length is checked against the file's
-size before anything is read.
+size, and the whole header against 64 MiB, before anything is read.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _MAX_TENSORS = 1 << 16
 _MAX_KEYS = 1 << 14
 _MAX_ARRAY = 1 << 21
 _MAX_DIMENSIONS = 4
+_MAX_HEADER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class _Cursor:
             raise ModelCorruptError(
                 f"{self.where}: the file ends after {len(self.data)} bytes, inside its header "
                 f"({count} more bytes were announced at {self.at}). Fetch the file again."
+            )
+        if count > _MAX_HEADER_BYTES - self.at:
+            raise ModelCorruptError(
+                f"{self.where}: the header is longer than {_MAX_HEADER_BYTES} bytes. "
+                "Fetch the file again."
             )
         chunk = self.data[self.at : self.at + count]
         self.at += count

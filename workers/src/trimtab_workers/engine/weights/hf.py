@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ class HfCheckpoint:
         self.headers: dict[str, dict[str, Any]] = {}
         for file in self.files:
             for name, entry in read_safetensors_header(file).items():
-                _check_dtype(entry, name, file)
+                _check_entry(entry, name, file)
                 self._home[name] = file
                 self.headers[name] = entry
         self._open: dict[Path, Any] = {}
@@ -158,9 +159,20 @@ class HfCheckpoint:
         self._open.clear()
 
 
-def _check_dtype(entry: dict[str, Any], name: str, file: Path) -> None:
-    if entry.get("dtype") not in _FLOAT_BYTES:
+def _check_entry(entry: dict[str, Any], name: str, file: Path) -> None:
+    size = _FLOAT_BYTES.get(entry.get("dtype", ""))
+    if size is None:
         raise UnsupportedModelError(
             f"{file}: tensor {name} has dtype {entry.get('dtype')!r}; served are "
             f"{', '.join(_FLOAT_BYTES)}. Choose a checkpoint that is not quantised."
+        )
+    begin, end = entry["data_offsets"]
+    if (
+        begin < 0
+        or min(entry["shape"], default=1) < 0
+        or end - begin != size * math.prod(entry["shape"])
+    ):
+        raise ModelCorruptError(
+            f"{file}: tensor {name} of shape {entry['shape']} lies from byte {begin} to {end}, which "
+            "does not fit its shape. Fetch the file again."
         )

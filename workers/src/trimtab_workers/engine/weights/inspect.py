@@ -17,7 +17,7 @@ from trimtab_workers.engine.models.shape import DTYPE_BYTES
 from trimtab_workers.engine.tokenizer import check_gguf_tokenizer
 from trimtab_workers.engine.weights.gguf import BLOCK_SIZES, GgufCheckpoint
 from trimtab_workers.engine.weights.hf import HfCheckpoint, read_json
-from trimtab_workers.engine.weights.store import guard_io, resolve
+from trimtab_workers.engine.weights.store import guarded, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         UnsupportedModelError: It is sound, but this engine cannot serve it.
     """
     found = resolve(path)
-    with guard_io(found):
+    with guarded(found):
         return _gguf(found) if found.is_file() else _directory(found)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.config import ModelSpec
     from trimtab_workers.engine.weights.checkpoint import Checkpoint
 
+_NONSENSE = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+
 
 def resolve(path: Path) -> Path:
     """Return the GGUF file or the safetensors directory that a path means.
@@ -26,7 +28,7 @@ def resolve(path: Path) -> Path:
         ModelNotFoundError: Nothing is there, or it is ambiguous.
         ModelCorruptError: It cannot be read.
     """
-    with guard_io(path):
+    with guarded(path):
         if path.is_file():
             return path
         if not path.is_dir():
@@ -46,17 +48,23 @@ def resolve(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def guard_io(path: Path) -> Iterator[None]:
-    """Turn an operating system's error into a sentence.
+def guarded(path: Path) -> Iterator[None]:
+    """Turn what foreign files provoke into a sentence.
 
     Raises:
-        ModelCorruptError: Something below cannot be read.
+        ModelCorruptError: Something below cannot be read, or holds what no checkpoint holds.
     """
     try:
         yield
     except OSError as error:
         raise ModelCorruptError(
             f"{error.filename or path}: cannot be read: {error.strerror}. Correct its permissions."
+        ) from error
+    except _NONSENSE as error:
+        # Files may hold any value at any place; what matters is checked by name before this.
+        raise ModelCorruptError(
+            f"{path}: its configuration or headers hold a value of a wrong kind "
+            f"({type(error).__name__}: {error}). Fetch the checkpoint again."
         ) from error
 
 
@@ -71,5 +79,5 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
 
         return RandomCheckpoint(spec.random.hf_config, seed=spec.random.seed)
     path = resolve(spec.path)
-    with guard_io(path):
+    with guarded(path):
         return GgufCheckpoint(path) if path.is_file() else HfCheckpoint(path)
