@@ -22,6 +22,7 @@ class Bench:
             run=lambda job: self.told.append(("run", job)),
             relisted=lambda plural: self.told.append(("relisted", plural)),
             renamed=lambda: None,
+            load_edited=lambda uid: self.told.append(("load", uid)),
             settings=SETTINGS,
         )
         self.version = 0
@@ -139,3 +140,25 @@ def test_bare_names_go_to_the_oldest_where_nobody_is_authenticated() -> None:
     of_b = models("team-b", caches, grants_bare_names=True)
     assert [m["bare"] for m in of_a + of_b] == [False, True]
     assert not models("team-b", caches, grants_bare_names=False)[0]["bare"]
+
+
+def test_a_service_of_another_namespace_is_no_route() -> None:
+    """A label claims an owner, but a tenant cannot answer for another one's model."""
+    caches = Caches()
+    caches.inferenceintents.put(an_intent())
+    owner = {"trimtab.dev/owner-uid": "uid-chat"}
+    meta = {"name": "s", "namespace": "a-thief", "uid": "s", "labels": owner}
+    caches.services.put({"metadata": meta})
+    assert models("team-a", caches, grants_bare_names=True) == []
+
+
+def test_an_edited_load_replaces_the_observed_one() -> None:
+    """Whoever edits spec.load says something newer than the last hour; other edits do not."""
+    bench = Bench()
+    bench.event("inferenceintents", "ADDED", an_intent())
+    renamed = an_intent(meta={"generation": 2}, spec={"model": {"name": "n"}})
+    assert ("load", "uid-chat") not in bench.event("inferenceintents", "MODIFIED", renamed)
+    spec = {"model": {"name": "n"}, "load": {"requestsPerSecond": "9"}}
+    busier = an_intent(meta={"generation": 3}, spec=spec)
+    assert ("load", "uid-chat") in bench.event("inferenceintents", "MODIFIED", busier)
+    assert ("load", "uid-chat") in bench.event("inferenceintents", "DELETED", busier)

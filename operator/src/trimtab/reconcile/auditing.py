@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab.kube.client import KubeClient
+    from trimtab.observe.cache import Change
     from trimtab.observe.caches import Caches
 
 _log = structlog.get_logger(__name__)
@@ -51,7 +52,10 @@ class Auditor:
         clock: Callable[[], float],
         wake: Callable[[str, str], None],
         differs: Callable[[str, int], None],
+        changed: Callable[[str, Change[Any]], None],
     ) -> None:
+        """Prepare; `changed` is told of objects that vanished, as an event would have told it."""
+        self._changed = changed
         self._client = client
         self._caches = caches
         self._clock = clock
@@ -94,8 +98,9 @@ class Auditor:
         _log.warning("cache_differs", kind=resource.kind, objects=len(old))
         self._differs(resource.kind, len(old))
         for uid in old:
-            if uid in report.ghosts:
-                cache.forget(uid)
+            gone = cache.forget(uid) if uid in report.ghosts else None
+            if gone is not None:
+                self._changed(resource.plural, gone)
             for key in (uid, *owners.get(uid, ())):
                 self._wake(key, "audit")
 

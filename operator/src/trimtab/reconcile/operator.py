@@ -124,6 +124,7 @@ class Operator:
             clock=clock,
             wake=self.inbox.wake,
             differs=lambda kind, n: metrics.CACHE_DIFFERENCES.labels(kind=kind).inc(n),
+            changed=self._written,
         )
         self.sweeper = Sweeper(
             client=client,
@@ -131,6 +132,7 @@ class Operator:
             executor=self.executor,
             caches=self.caches,
             utcnow=utcnow,
+            changed=self._written,
         )
         self._slots = asyncio.Semaphore(STEPS_AT_ONCE)
         self._jobs = self._periodics(admin)
@@ -142,6 +144,7 @@ class Operator:
             run=self._run_job,
             relisted=self._relisted,
             renamed=self.world.names_changed,
+            load_edited=self.world.loads.forget,
             settings=settings,
         )
 

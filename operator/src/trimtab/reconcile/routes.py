@@ -34,11 +34,12 @@ def models(namespace: str, caches: Caches, *, grants_bare_names: bool) -> list[d
         grants_bare_names: With `gateway.auth: None` the oldest intent of all namespaces holds
             the bare name; otherwise the gateway resolves it among the caller's rights.
     """
-    holders = _oldest(caches.inferenceintents, by=model_name)
+    holders = _oldest(caches.inferenceintents, by=model_name) if grants_bare_names else {}
     found = []
     local = _oldest((r for r in caches.inferenceintents if r.namespace == namespace), by=model_name)
     for record in sorted(local.values(), key=lambda r: r.name):
-        services = caches.services.owned_by(record.uid)
+        # By label anybody can claim an owner, so only the intent's own namespace counts.
+        services = [s for s in caches.services.owned_by(record.uid) if s.namespace == namespace]
         if not services:
             continue
         name = model_name(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from trimtab.kube.client import KubeClient
     from trimtab.kube.writer import Writer
+    from trimtab.observe.cache import Change
     from trimtab.observe.caches import Caches
     from trimtab.observe.records import Record
     from trimtab.reconcile.execute import Executor
@@ -39,7 +40,10 @@ class Sweeper:
         executor: Executor,
         caches: Caches,
         utcnow: Callable[[], datetime],
+        changed: Callable[[str, Change[Any]], None],
     ) -> None:
+        """Prepare; `changed` is told of intents that turn out to be gone."""
+        self._changed = changed
         self._client = client
         self._writer = writer
         self._executor = executor
@@ -66,6 +70,9 @@ class Sweeper:
             return False
         namespace = child.labels.get(INTENT_NAMESPACE_LABEL) or child.namespace
         name = child.labels.get(INTENT_LABEL, "")
+        if not name:
+            # Not as we label: somebody else's business, and no name to look for.
+            return False
         live = await self._client.get(INTENT, namespace=namespace, name=name)
         return live is None or live["metadata"]["uid"] != uid
 
@@ -99,7 +106,9 @@ class Sweeper:
                 continue
             live = await self._client.get(INTENT, namespace=record.namespace, name=record.name)
             if live is None or live["metadata"]["uid"] != record.uid:
-                self._caches.inferenceintents.forget(record.uid)
+                gone = self._caches.inferenceintents.forget(record.uid)
+                if gone is not None:
+                    self._changed(INTENT.plural, gone)
                 continue
             if await release(self._writer, INTENT, live):
                 _log.warning("finalizer_released", namespace=record.namespace, name=record.name)

@@ -31,6 +31,7 @@ class Waker:
         run: Callable[[str], None],
         relisted: Callable[[str], None],
         renamed: Callable[[], None],
+        load_edited: Callable[[str], None],
         settings: Settings,
     ) -> None:
         """Prepare.
@@ -43,6 +44,7 @@ class Waker:
             run: Runs a periodic job soon, by name.
             relisted: Told of a kind that kopf listed again.
             renamed: Told that an intent came, went, or was edited.
+            load_edited: Told the uid of an intent that went, or whose declared load was edited.
             settings: Of the installation.
         """
         self._caches = caches
@@ -53,6 +55,7 @@ class Waker:
         self._run = run
         self._relisted = relisted
         self._renamed = renamed
+        self._load_edited = load_edited
         self._system = settings.system_namespace
 
     def event(
@@ -85,6 +88,7 @@ class Waker:
             self._replan()
             self._run("routes")
             if change.after is None:
+                self._load_edited(record.uid)
                 self._run("sweep")
             return
         if before is None or before.generation != record.generation:
@@ -92,6 +96,8 @@ class Waker:
             self._wake(record.uid, "spec")
             if before is not None:
                 self._wake_namesakes(before)
+                if before.spec.get("load") != record.spec.get("load"):
+                    self._load_edited(record.uid)
             self._replan()
             self._run("routes")
         elif before.annotations != record.annotations:
