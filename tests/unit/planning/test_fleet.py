@@ -473,6 +473,15 @@ def test_needs_are_the_specifications_of_jobs():
     assert (spec["v"], spec["product"], spec["precision"]) == (1, "cpu", "bf16")
 
 
+def test_one_intent_that_cannot_be_estimated_leaves_the_others_their_plans():
+    """A bug that one intent meets is told in its own condition; the fleet is planned without it."""
+    impossible = an_intent("impossible", model=a_model(depth=0))
+    found = {p.name: p for p in plan(an_intent(), impossible).intents}
+    assert found["chat"].verdict == "Planned"
+    assert (found["impossible"].verdict, found["impossible"].reason) == ("Unplanned", "NoEstimate")
+    assert "team-a/impossible" in found["impossible"].message
+
+
 # Explanations.
 
 

@@ -11,7 +11,7 @@ from trimtab.planning.objectives import Judged, footprint
 from trimtab.planning.plan import FleetPlan, IntentPlan, Reason, Verdict
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.replan import keeps, switching_cost, was_edited
-from trimtab.planning.snapshot import FleetSnapshot
+from trimtab.planning.snapshot import FleetSnapshot, IntentView
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     and memory are never promised twice: a prediction on an oversubscribed node would be wrong.
     """
     cases = [
-        prepare(intent, snapshot=snapshot, fleet=_fleet(snapshot), policy=policy)
+        _prepared(intent, snapshot=snapshot, policy=policy)
         for intent in sorted(snapshot.intents, key=lambda i: i.uid)
     ]
     cases.sort(key=lambda c: (-c.intent.priority, c.intent.created_seconds, c.intent.uid))
@@ -51,6 +51,19 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     plans = [_explained(case, picks, ledger, snapshot=snapshot, policy=policy) for case in cases]
     plans.sort(key=lambda p: (p.namespace, p.name, p.uid))
     return FleetPlan(intents=tuple(plans), policy=policy.digest())
+
+
+def _prepared(intent: IntentView, *, snapshot: FleetSnapshot, policy: PlannerPolicy) -> Case:
+    """Return an intent's case; what fails for one intent must not end everybody's plan."""
+    try:
+        return prepare(intent, snapshot=snapshot, fleet=_fleet(snapshot), policy=policy)
+    except Exception as error:  # noqa: BLE001 - told in the intent's own condition
+        message = (
+            f"InferenceIntent {intent.namespace}/{intent.name}: the estimate failed with "
+            f"{type(error).__name__}: {error}. This is a bug; please report it with the object. "
+            "What serves stays as it is."
+        )
+        return Case(intent=intent, problem=Problem(reason="NoEstimate", message=message))
 
 
 def _fleet(snapshot: FleetSnapshot) -> Ledger:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from trimtab.api.v1alpha1.names import GROUP
+from trimtab.planning.architecture import BYTES_PER_VALUE
 from trimtab.planning.snapshot import Config
 
 if TYPE_CHECKING:
@@ -45,9 +46,24 @@ class Rollout:
             data: dict[str, Any] = json.loads(text)
             config = Config(**data.pop("config"))
             nodes = tuple(data.pop("nodes"))
-            return cls(config=config, nodes=nodes, **data)
+            read = cls(config=config, nodes=nodes, **data)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
+        return read if _sane(read) else None
+
+
+def _sane(rollout: Rollout) -> bool:
+    """Whether an annotation, which anybody may edit, holds what plans can be made from."""
+    config = rollout.config
+    sizes = dataclasses.asdict(rollout)
+    del sizes["config"], sizes["nodes"]
+    counts = (config.threads, config.tensor_parallel_size, config.pipeline_parallel_size)
+    return (
+        all(type(size) is int and size >= 0 for size in sizes.values())
+        and all(type(count) is int and count >= 1 for count in counts)
+        and config.precision in BYTES_PER_VALUE
+        and all(isinstance(t, str) for t in (config.product, config.cpu_model, *rollout.nodes))
+    )
 
 
 def of_annotations(annotations: Mapping[str, str]) -> Rollout | None:
