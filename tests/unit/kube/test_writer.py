@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -100,3 +101,20 @@ async def test_a_missing_right_is_counted_by_verb_and_resource() -> None:
         await a_writer(client, counted).apply(dict(CONFIG_MAP))
     assert counted.missing == [("patch", "configmaps")]
     assert counted.rows == [("ConfigMap", "apply", "MissingPermission")]
+
+
+async def test_all_attempts_of_a_write_share_one_time_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A write that is tried again after a 401 must still end before the Lease does."""
+    monkeypatch.setattr("trimtab.kube.writer.WRITE_TIMEOUT_SECONDS", 0.01)
+    counted = Counted()
+
+    class Slow(PlayedClient):
+        async def request(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
+            await asyncio.sleep(60)
+            return await super().request(method, path, **rest)
+
+    with pytest.raises(TimeoutError):
+        await a_writer(Slow(), counted).apply(CONFIG_MAP)
+    assert counted.rows == [("ConfigMap", "apply", "Unavailable")]

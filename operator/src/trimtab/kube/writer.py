@@ -196,14 +196,16 @@ class Writer:
             )
         verb = {"PATCH": "apply", "DELETE": "delete", "POST": "create"}[method]
         try:
-            answer = await self._client.request(
-                method,
-                path,
-                query=query,
-                body=body,
-                content_type=content_type,
-                timeout_seconds=WRITE_TIMEOUT_SECONDS,
-            )
+            # Over all attempts: a 401 is tried again, and the Lease must outlast both.
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+                answer = await self._client.request(
+                    method,
+                    path,
+                    query=query,
+                    body=body,
+                    content_type=content_type,
+                    timeout_seconds=WRITE_TIMEOUT_SECONDS,
+                )
         except Exception as error:
             fault = classify(error)
             self._observer.wrote(kind=resource.kind, verb=verb, result=_result(fault))
