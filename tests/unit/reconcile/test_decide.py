@@ -22,6 +22,8 @@ from trimtab.observe.intents import FingerprintProgress, ObservedIntent, Shown
 from trimtab.observe.records import config_map, deployment, pod
 from trimtab.observe.workers import ModelState, WorkerState
 from trimtab.reconcile.inferenceintent.decide import decide
+from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
+from trimtab.settings import Sources
 
 if TYPE_CHECKING:
     from trimtab.reconcile.plan import Plan
@@ -264,6 +266,12 @@ def test_replicas_of_another_manager_are_left_out() -> None:
     scaled = type(seen.deployment)(**(body_fields | {"foreign_replicas_manager": "hpa"}))
     plan = decide(an_observed(seen.record, deployment=scaled), settings=SETTINGS)
     assert "replicas" not in of_kind(plan, "Deployment")["spec"]
+    many = type(seen.deployment)(
+        **(body_fields | {"foreign_replicas_manager": "hpa", "replicas": 5})
+    )
+    assert "PodDisruptionBudget" in kinds(
+        decide(an_observed(seen.record, deployment=many), settings=SETTINGS)
+    )
     back = a_record(annotations={"trimtab.dev/replicas": "Trimtab"})
     plan = decide(an_observed(back, deployment=scaled), settings=SETTINGS)
     assert of_kind(plan, "Deployment")["spec"]["replicas"] == 1
@@ -308,6 +316,31 @@ def test_a_second_intent_of_one_name_waits() -> None:
     assert "team-a/older" in conditions(plan)["Ready"].message
 
 
+def test_what_is_no_longer_allowed_rolls_nothing() -> None:
+    """A model that was read stays unserved, or as it serves, once its source is switched off."""
+    record = a_record(model={"source": {"hostPath": {"path": "/srv/models/chat"}}})
+    assert "Deployment" in kinds(decide(an_observed(record), settings=SETTINGS))
+    closed = SETTINGS.model_copy(update={"sources": Sources()})
+    plan = decide(an_observed(record), settings=closed)
+    assert plan.desired == ()
+    assert plan.deletions == ()
+    assert conditions(plan)["Ready"].reason == "SourceDisabled"
+
+
+@pytest.mark.parametrize(
+    "garbled",
+    [{"threads": 0}, {"threads": "1"}, {"precision": "int4"}, {"precision": None}],
+)
+def test_a_garbled_roll_out_is_not_planned_with(garbled: dict[str, Any]) -> None:
+    """Anybody who may edit a Deployment may edit its annotation; plans are made for everybody."""
+    built = of_kind(decide(an_observed(), settings=SETTINGS), "Deployment")
+    annotations = built["metadata"]["annotations"]
+    rollout = json.loads(annotations[ANNOTATION])
+    assert of_annotations(annotations) is not None
+    rollout["config"] |= garbled
+    assert of_annotations({ANNOTATION: json.dumps(rollout)}) is None
+
+
 TARGETS = {"timeToFirstTokenMilliseconds": 500, "timePerOutputTokenMilliseconds": 50}
 
 
@@ -343,6 +376,13 @@ def test_status_fits_the_schema_and_shows_the_plan() -> None:
     assert status.plan.margin.time_per_output_token_percent == 15
     assert status.alternatives[0].reason == "Costlier"
     assert status.endpoint == "http://trimtab-gateway.trimtab-system.svc:8080/v1"
+
+
+def test_status_names_what_decided() -> None:
+    """What bound the choice is part of the plan that a user sees."""
+    record = a_record()
+    plan = decide(an_observed(record, plan=a_plan(record, binding="Memory")), settings=SETTINGS)
+    assert plan.status["plan"]["binding"] == "Memory"
 
 
 def test_an_intent_with_targets_shows_its_percentile() -> None:

@@ -38,6 +38,8 @@ class Placement:
     rollout: Rollout
     replicas: int | None
     """None leaves the field to another manager."""
+    several: bool
+    """Whether there is more than one replica, so that a disruption can be bounded."""
     mounted: Mounted
     settings: Settings
 
@@ -70,7 +72,7 @@ def build(placement: Placement) -> Built:
         _service(placement, name),
         _deployment(placement, name, template),
     ]
-    if (placement.replicas or 0) > 1:
+    if placement.several:
         manifests.append(_disruption_budget(placement, name))
     return Built(
         digest=plan_digest,

@@ -51,7 +51,8 @@ def decide(observed: ObservedIntent, *, settings: Settings) -> Plan:
     )
     paused = observed.record.annotations.get(PAUSED_ANNOTATION) == "true"
     read = _Wanted() if violation or paused else _read(observed, intent, settings=settings)
-    built = _built(observed, intent, settings=settings)
+    # What is not allowed (any more) rolls nothing out; what serves stays as it is.
+    built = None if violation else _built(observed, intent, settings=settings)
     serve = _Wanted() if paused or built is None else _serve(observed, built)
     conditions = with_ready(
         KIND,
@@ -216,6 +217,7 @@ def _built(
             public_name=intent.public_name,
             rollout=rollout,
             replicas=_replicas(observed, plan.option.replicas),
+            several=_count(observed, plan.option.replicas) > 1,
             mounted=mount(intent.spec.model.source, settings=settings, headers_only=False),
             settings=settings,
         )
@@ -228,6 +230,12 @@ def _replicas(observed: ObservedIntent, planned: int) -> int | None:
     taken = deployment is not None and bool(deployment.foreign_replicas_manager)
     back = observed.record.annotations.get(REPLICAS_ANNOTATION) == "Trimtab"
     return None if taken and not back else planned
+
+
+def _count(observed: ObservedIntent, planned: int) -> int:
+    """Return how many replicas there will be, whoever sets them."""
+    left_alone = _replicas(observed, planned) is None
+    return observed.deployment.replicas if observed.deployment and left_alone else planned
 
 
 def _serve(observed: ObservedIntent, built: Built) -> _Wanted:

@@ -70,6 +70,8 @@ def _plan(observed: ObservedIntent, option: Option, *, plan_digest: str) -> dict
     at_percentile = judged_at_percentile(observed.record.spec)
     status = _configuration(option.config, option, at_percentile=at_percentile)
     status["reason"] = str(plan.reason)
+    if plan.binding is not None:
+        status["binding"] = plan.binding
     status["message"] = " ".join((plan.message, *plan.notes))[:4096]
     if plan_digest:
         status["digest"] = plan_digest
