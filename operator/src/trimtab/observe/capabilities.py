@@ -43,7 +43,7 @@ def parse(state: Mapping[str, Any]) -> EngineCapabilities:
 
 def newest(states: Iterable[Mapping[str, Any] | None]) -> EngineCapabilities:
     """Return the capabilities of the newest engine that answers, else what is assumed."""
-    found = [parse(state) for state in states if state and state.get("capabilities")]
+    found = [parse(s) for s in states if s and isinstance(s.get("capabilities"), dict)]
     return max(found, key=lambda c: (c.version, c.families, c.precisions), default=ASSUMED)
 
 
@@ -54,4 +54,5 @@ def _words(document: Mapping[str, Any], name: str, otherwise: tuple[str, ...]) -
 
 def _sizes(document: Mapping[str, Any], name: str, otherwise: tuple[int, ...]) -> tuple[int, ...]:
     values = document.get(name)
-    return tuple(map(int, values)) if isinstance(values, list) and values else otherwise
+    good = isinstance(values, list) and values and all(type(v) is int for v in values)
+    return tuple(values) if good and isinstance(values, list) else otherwise

@@ -12,6 +12,7 @@ from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP
 from trimtab.kube.resources import JOB
 from trimtab.observe.intents import FingerprintProgress
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
+from trimtab.planning.step_model import fit
 from trimtab.reconcile.inferenceintent import jobs
 from trimtab.reconcile.labels import shared_labels
 from trimtab.reconcile.plan import Deletion
@@ -189,6 +190,8 @@ class FingerprintKeeper:
     async def _keep(self, job: JobRecord, key: str, message: str) -> None:
         try:
             fingerprint = parse(message)
+            # What no step model fits would count as measured, and plans rest on estimates for ever.
+            fit(fingerprint, depth=1)
         except FingerprintInvalidError as error:
             await self._failed(job, key, _refusal(message) or f"Job {job.name}: {error}")
             return

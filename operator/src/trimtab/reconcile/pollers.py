@@ -15,7 +15,7 @@ from trimtab.observe.intents import Shown
 from trimtab.observe.quantities import QuantityError, byte_count, millicores
 from trimtab.observe.traffic import FEWEST_REQUESTS, Traffic, merge, two_digits
 from trimtab.observe.workers import SERVING_STATES, AdminClient, WorkerState, parse_state
-from trimtab.planning.prices import PriceBookInvalidError, parse_price_book
+from trimtab.planning.prices import PriceBook, PriceBookInvalidError, parse_price_book
 from trimtab.reconcile.inferenceintent.status import judged_at_percentile
 from trimtab.reconcile.snapshot import declared_load, parse_intent
 
@@ -40,12 +40,17 @@ _OVERHEAD_STEP_US: Final = 500
 
 
 def component_pods(world: World, component: str) -> list[PodRecord]:
-    """Return the running pods of a component that have an address, sorted by name."""
+    """Return the running pods of a component that have an address, sorted by name.
+
+    A gateway counts in Trimtab's own namespace only: labels elsewhere are the tenants'.
+    """
+    system = world.settings.system_namespace
     found = [
         pod
         for pod in world.caches.pods
         if pod.labels.get(COMPONENT_LABEL) == component
         and pod.labels.get(NAME_LABEL) == "trimtab"
+        and (component != "gateway" or pod.namespace == system)
         and pod.address
         and pod.running
         and not pod.deleting
@@ -81,7 +86,13 @@ class WorkerPoller:
                 # Silence is no news: readiness says whether the pod serves.
                 loading = loading or not pod.ready
                 continue
-            state = parse_state(pod.uid, document)
+            try:
+                state = parse_state(pod.uid, document)
+            except (ValueError, TypeError, AttributeError) as error:
+                # One pod's nonsense must not keep the others from being heard.
+                _log.warning("worker_state_garbled", pod=pod.name, error=repr(error))
+                answers[pod.uid] = None
+                continue
             loading = loading or not _settled(state)
             if states.get(pod.uid) != state:
                 states[pod.uid] = state
@@ -239,7 +250,7 @@ class PricePoller:
         except (yaml.YAMLError, PriceBookInvalidError) as error:
             problem = (
                 f"ConfigMap {world.settings.system_namespace}/{PRICES_NAME}, key {PRICES_KEY}: "
-                f"{error} The last valid prices stay in force."
+                f"{error} {self._remains()}"
             )
             _log.warning("price_book_invalid", problem=problem)
             world.price_problem = problem
@@ -251,6 +262,12 @@ class PricePoller:
                 self._replan()
         self._text = text
         self._wake_all("prices")
+
+    def _remains(self) -> str:
+        # A restarted operator has not seen the last valid book.
+        if self._world.prices == PriceBook():
+            return "No prices are known until it is corrected."
+        return "The last valid prices stay in force."
 
 
 _PLANNED_COMPONENTS = frozenset({"worker", "inspection", "fingerprint"})

@@ -219,7 +219,7 @@ def _constraints(intent: InferenceIntent) -> Constraints:
 def _pools(
     caches: Caches, *, settings: Settings, surroundings: Surroundings
 ) -> tuple[CpuPool, ...]:
-    models = cpu_models(caches)
+    models = cpu_models(caches, settings=settings)
     usual = Counter(models.values()).most_common(1)
     pools = []
     for node in sorted(caches.nodes, key=lambda n: n.name):
@@ -264,11 +264,14 @@ def _tolerates(toleration: Mapping[str, Any], taint: tuple[str, str, str]) -> bo
     return toleration.get("key") == key and toleration.get("value", "") == value
 
 
-def cpu_models(caches: Caches) -> dict[str, str]:
-    """Return CPU models by node, as inspection Jobs found them."""
+def cpu_models(caches: Caches, *, settings: Settings) -> dict[str, str]:
+    """Return CPU models by node, as inspection Jobs found them.
+
+    Only what the operator keeps in its own namespace counts: tenants write ConfigMaps too.
+    """
     found: dict[str, str] = {}
     for record in caches.configmaps:
-        if INSPECTION_KEY not in record.data:
+        if record.namespace != settings.system_namespace or INSPECTION_KEY not in record.data:
             continue
         node = record.annotations.get(jobs.NODE_ANNOTATION)
         verdict = parse_verdict(record.data[INSPECTION_KEY])
@@ -296,7 +299,8 @@ def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment
     for intent in sorted(caches.inferenceintents, key=lambda r: r.uid):
         for deployment in caches.deployments.owned_by(intent.uid):
             rollout = of_annotations(deployment.annotations)
-            if rollout is None or deployment.deleting:
+            elsewhere = deployment.namespace != intent.namespace
+            if rollout is None or deployment.deleting or elsewhere:
                 continue
             nodes = Counter(
                 pod.node

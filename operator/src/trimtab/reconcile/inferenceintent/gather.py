@@ -33,8 +33,10 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
     caches, settings = world.caches, world.settings
     owner = Owner(namespace=record.namespace, name=record.name, uid=record.uid)
     source = jobs.source_digest(intent.spec.model.source)
-    pods = caches.pods.owned_by(record.uid)
-    own_jobs = caches.jobs.owned_by(record.uid)
+    # By label anybody can claim an owner, so only the intent's own namespace counts.
+    here = record.namespace
+    pods = tuple(p for p in caches.pods.owned_by(record.uid) if p.namespace == here)
+    own_jobs = tuple(j for j in caches.jobs.owned_by(record.uid) if j.namespace == here)
     maps = caches.configmaps.owned_by(record.uid)
     reading = inspection(
         source=source,
@@ -49,7 +51,7 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
     )
     plan = world.fleet.of(record.uid, generation=record.generation) if reading.facts else None
     workers = tuple(p for p in pods if p.labels.get(COMPONENT_LABEL) == "worker")
-    deployments = caches.deployments.owned_by(record.uid)
+    deployments = tuple(d for d in caches.deployments.owned_by(record.uid) if d.namespace == here)
     load, load_source = _load(record, intent, world)
     current = world.fleet.current
     return ObservedIntent(
@@ -75,7 +77,10 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
         ),
         jobs=tuple(j for j in own_jobs if j.labels.get(COMPONENT_LABEL) == "inspection"),
         facts=tuple(m for m in maps if m.namespace == settings.system_namespace),
-        budget=next(iter(caches.poddisruptionbudgets.owned_by(record.uid)), None),
+        budget=next(
+            (b for b in caches.poddisruptionbudgets.owned_by(record.uid) if b.namespace == here),
+            None,
+        ),
         several_nodes=sum(usable(n, settings=settings) for n in caches.nodes) > 1,
         gateway_answers=world.gateway_answers,
         shown=world.shown_of(record.uid),
