@@ -1,6 +1,7 @@
 """The engine from outside: requests, ends, failures, the model set."""
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from trimtab_workers.engine.errors import (
     DrainingError,
     EngineError,
     InvalidRequestError,
+    ModelUnavailableError,
     QueueFullError,
     UnknownModelError,
 )
@@ -234,6 +236,56 @@ def test_reload_swaps_models(glass_en: Path, glass_pt: Path, tmp_path: Path):
         assert engine.ready
     finally:
         engine.stop()
+
+
+def test_a_request_that_meets_a_removal_is_refused(tmp_path: Path):
+    """A request let in just before its model goes ends with an error; it waits for nobody."""
+    engine = an_engine()
+    other = ModelSpec(name="other", path=tmp_path / "gone")
+    newer = dataclasses.replace(engine.config, revision=2, models=(other,))
+    engine._post(lambda: engine._apply(newer))
+    late = submit(engine, a_request("r"))
+    engine.step()
+    assert late[-1].error is not None
+    assert late[-1].error.code == "model_unavailable"
+    assert engine.idle
+
+
+def test_a_removed_model_leaves_no_gauges(tmp_path: Path):
+    """Of a model that is gone only counters remain, so that a later one of its name stands alone."""
+    engine = an_engine()
+    assert _value(engine, "trimtab_engine_layers", state="resident") == 2
+    other = ModelSpec(name="other", path=tmp_path / "gone")
+    engine._post(
+        lambda: engine._apply(dataclasses.replace(engine.config, revision=2, models=(other,)))
+    )
+    engine.step()
+    left = {
+        family.name
+        for family in engine.registry.collect()
+        if family.type == "gauge" and any(s.labels.get("model_name") == "m" for s in family.samples)
+    }
+    assert left == {"trimtab_engine_model_state"}
+
+
+def test_a_dead_engine_thread_leaves_no_request_waiting(monkeypatch: pytest.MonkeyPatch):
+    """What ran gets an error, not a shorter answer, and what comes later is refused at once."""
+    engine = an_engine()
+    monkeypatch.setattr(engine, "load", lambda: None)
+
+    def broken() -> bool:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(engine, "step", broken)
+    running = submit(engine, a_request("running"))
+    engine.start()
+    engine._thread.join(30)
+    assert running[-1].error is not None
+    assert "broken" in running[-1].error.message
+    assert engine.liveness() is not None
+    with pytest.raises(ModelUnavailableError, match="Send this request again"):
+        engine.submit(a_request("late"), print)
+    assert engine.idle
 
 
 def test_decode_windows_and_counters():

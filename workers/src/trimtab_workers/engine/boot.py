@@ -107,8 +107,7 @@ def load_tenant(tenant: Tenant, arena: Arena, memory: ArenaMemory) -> bool:
             tenant.checkpoint.close()
     except EngineError as error:
         problem: EngineError = error
-    except (OSError, ValueError, RuntimeError) as error:
-        # Libraries that read foreign bytes raise these; the user sees which model is at fault.
+    except Exception as error:  # noqa: BLE001 - libraries that read foreign bytes raise anything
         problem = ModelCorruptError(
             f"Model {tenant.spec.name}: its weights cannot be read: {error}. Fetch them again."
         )

@@ -13,6 +13,7 @@ from trimtab_workers.engine.capabilities import CAPABILITIES, ENGINE_VERSION
 from trimtab_workers.engine.clock import Clock, SystemClock
 from trimtab_workers.engine.config import BLOCK_TOKENS, EngineConfig, load_config
 from trimtab_workers.engine.errors import (
+    BatchFailedError,
     CheckpointError,
     ConfigError,
     ContextLengthError,
@@ -74,6 +75,7 @@ class Engine:
         self._wake = threading.Event()
         self._loaded = threading.Event()
         self._stopping = False
+        self._ended = False
         self._draining = False
         self._thread: threading.Thread | None = None
         self._dead: str | None = None
@@ -172,6 +174,12 @@ class Engine:
         tenant = self._usable(request.model)
         sequence = self._sequence(tenant, request, sink)
         with self._lock:
+            if self._ended:
+                raise ModelUnavailableError(
+                    f"The model {request.model!r} cannot answer, because the engine's thread has "
+                    "ended. Send this request again.",
+                    retry_after_seconds=5,
+                )
             if request.request_id in self._requests:
                 raise InvalidRequestError(
                     f"Request id {request.request_id} is running already. Give every request its own.",
@@ -346,10 +354,14 @@ class Engine:
             show_load(tenant, entry[0].scheduler)
 
     def _end_all(self) -> None:
+        with self._lock:
+            self._ended = True
         while self._inbox:
             self._inbox.popleft()()
+        # An answer that a fault cut short must not look like one that its caller ended.
+        error = None if self._dead is None else BatchFailedError(self._dead)
         for request_id in list(self._requests):
-            self._leave(request_id, None)
+            self._leave(request_id, error)
         self._arena = self._memory = None
         for tenant in self._tenants.values():
             tenant.model = tenant.runner = None
@@ -452,6 +464,8 @@ class Engine:
         if self._arena is not None:
             self._arena.release(tenant.spec.name)
         self._tenants.pop(tenant.spec.name, None)
+        # A request that was let in before this is still on its way to `_enter`, which refuses it.
+        tenant.scheduler = tenant.runner = tenant.model = None
         self.metrics.forget_model(tenant.spec.name)
         self._show_arena()
 

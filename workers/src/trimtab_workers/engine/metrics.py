@@ -26,6 +26,7 @@ STEP_BUCKETS = (.001, .002, .005, .01, .02, .03, .05, .075, .1, .15, .2, .3, .5,
 WAITING_REASONS = ("capacity", "wake", "rotation")
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 MODEL_STATES = ("Loading", "Resident", "Lent", "Waking", "Draining", "Failed")
+LAYER_STATES = ("resident", "streamed", "lent", "loading")
 _LABELS = ("model_name", "engine")
 
 
@@ -34,6 +35,7 @@ class EngineMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.cache_labels: dict[str, tuple[str, ...]] = {}
         self._histograms = {
             name: self._histogram(name, text, buckets) for name, text, buckets in _HISTOGRAMS
         }
@@ -89,6 +91,13 @@ class EngineMetrics:
         """Drop the gauges of a model that is gone; counters stay, as Prometheus expects."""
         for gauge in self._gauges.values():
             gauge.remove(name, "0")
+        for reason in WAITING_REASONS:
+            self.waiting_by_reason.remove(name, "0", reason)
+        for kind in LAYER_STATES:
+            self.layers.labels(name, "0", kind)
+            self.layers.remove(name, "0", kind)
+        if name in self.cache_labels:
+            self.cache_config.remove(*self.cache_labels.pop(name))
         for state in MODEL_STATES:
             self.model_state.labels(name, "0", state).set(0)
 
@@ -158,20 +167,15 @@ class ModelMetrics:
         """Show which state the model is in."""
         for known in MODEL_STATES:
             self._all.model_state.labels(*self._labels, known).set(known == state)
-        resident = layers if state in {"Resident", "Draining"} else 0
-        for kind, count in (
-            ("resident", resident),
-            ("loading", layers if state == "Loading" else 0),
-            ("streamed", 0),
-            ("lent", 0),
-        ):
-            self._all.layers.labels(*self._labels, kind).set(count)
+        shown = {"Resident": "resident", "Draining": "resident", "Loading": "loading"}.get(state)
+        for kind in LAYER_STATES:
+            self._all.layers.labels(*self._labels, kind).set(layers if kind == shown else 0)
 
     def cache(self, *, blocks: int, block_tokens: int, slab_bytes: int, pressure: str) -> None:
         """Show the KV cache's configuration."""
-        self._all.cache_config.labels(
-            *self._labels, str(block_tokens), str(blocks), str(slab_bytes), pressure
-        ).set(1)
+        labels = (*self._labels, str(block_tokens), str(blocks), str(slab_bytes), pressure)
+        self._all.cache_labels[self._labels[0]] = labels
+        self._all.cache_config.labels(*labels).set(1)
         self._g["trimtab_engine_kv_capacity_tokens"].set(blocks * block_tokens)
         self._g["trimtab_engine_kv_reachable_tokens"].set(blocks * block_tokens)
 
