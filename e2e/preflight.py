@@ -63,7 +63,9 @@ def problems(*, environment: dict[str, str]) -> list[Problem]:
     if not (cache / "trimtab").exists():
         found.append(
             disk_problem(
-                cache, needed_gib=11, what="building the cluster (Go's build cache and the binaries)"
+                cache,
+                needed_gib=11,
+                what="building the cluster (Go's build cache and the binaries)",
             )
         )
     if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 3.5 * GIB:
