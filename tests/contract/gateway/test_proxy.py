@@ -326,6 +326,41 @@ async def test_a_worker_that_dies_in_mid_stream_leaves_an_error_event(bench):
     assert (await bench.observed())["intents"]["team-a/chat"]["counts"][0][4] == 1
 
 
+async def test_a_refusal_that_never_ends_frees_its_place(bench, monkeypatch):
+    """A worker that begins a refusal and stalls costs its request seconds, not for ever."""
+    monkeypatch.setattr("trimtab_workers.gateway.forward._REFUSAL_SECONDS", 0.1)
+    released = asyncio.Event()
+
+    async def talk(reader, writer):
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 99\r\n\r\n{")
+        await writer.drain()
+        await released.wait()
+
+    bench.api.put(ROUTES, a_config_map(a_route(bare=True)))
+    await bench.add_socket("u1", talk)
+    await bench.start_gateway(silence_seconds=0.1)
+    await bench.settled()
+    status, reply, _ = await bench.post(a_chat())
+    released.set()
+    assert (status, reply["error"]["code"]) == (502, "worker_failed")
+    assert bench.gateway.picker.outstanding("u1") == 0
+
+
+async def test_headers_that_are_no_text_stay_behind(served):
+    """Bytes in a header that cannot be sent on do not fail the request."""
+    port = served.gateway.listeners.ports["http"]
+    body = json.dumps(a_chat()).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"traceparent: \xff\xfe\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    head = await reader.read()
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 200 ")
+
+
 async def test_a_stream_without_end_mark_is_an_error(bench):
     """A stream that ends politely but without [DONE] is not passed off as whole."""
 

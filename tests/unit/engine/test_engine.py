@@ -288,6 +288,15 @@ def test_a_dead_engine_thread_leaves_no_request_waiting(monkeypatch: pytest.Monk
     assert engine.idle
 
 
+def test_text_that_is_no_text_is_refused(glass_en: Path):
+    """Half a surrogate pair, which JSON allows, is the caller's fault and named."""
+    tokenizer = an_engine(glass_en).tokenizer("m")
+    with pytest.raises(InvalidRequestError, match=r"lone surrogate \(\\ud83d\) at character 1"):
+        tokenizer.encode("a\ud83d")
+    for absurd in (-1, 2**31, 10**30):
+        assert tokenizer.token_bytes(absurd) == b""
+
+
 def test_decode_windows_and_counters():
     """Decode-only steps are counted and show up as windows once 30 s have passed."""
     clock = VirtualClock()

@@ -68,7 +68,8 @@ async def bench():
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", "Basic abc", "Bearer", "Bearer  ", "Bearer " + "x" * 20_000]
+    "header",
+    [None, "", "Basic abc", "Bearer", "Bearer  ", "Bearer " + "x" * 20_000, "Bearer a\udcff.b.c"],
 )
 async def test_no_token_is_401(bench, header):
     """Without a plausible bearer token nobody is asked."""
@@ -76,6 +77,14 @@ async def test_no_token_is_401(bench, header):
         await bench.callers.identify(header)
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
     assert bench.reviews.asked == []
+
+
+@pytest.mark.parametrize("exp", [10**400, float("nan"), "soon", None, [1]])
+async def test_an_absurd_expiry_is_no_expiry(bench, exp):
+    """What a token claims before it is vouched for is never more than a hint."""
+    with pytest.raises(ApiError) as caught:
+        await bench.callers.identify(f"Bearer {a_token(exp=exp)}")
+    assert caught.value.status == 401
 
 
 async def test_refused_token_is_401_and_remembered_briefly(bench):

@@ -152,3 +152,18 @@ def test_long_values_are_shortened_in_messages():
     with pytest.raises(ApiError) as caught:
         parse_chat(a_chat(stop={"a": "x" * 10_000}))
     assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 10**400),
+        ("logit_bias", {"1": 10**400}),
+        ("logit_bias", {"9" * 5000: 1}),
+    ],
+)
+def test_numbers_without_bounds_are_refused_by_name(field, value):
+    """JSON has numbers that no float and no integer conversion takes."""
+    with pytest.raises(ApiError) as caught:
+        parse_chat(a_chat(**{field: value}))
+    assert (caught.value.status, caught.value.param) == (400, field)

@@ -6,7 +6,11 @@ import codecs
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trimtab_workers.engine.errors import ModelCorruptError, UnsupportedModelError
+from trimtab_workers.engine.errors import (
+    InvalidRequestError,
+    ModelCorruptError,
+    UnsupportedModelError,
+)
 from trimtab_workers.engine.template import ChatTemplate
 from trimtab_workers.engine.weights.hf import read_json
 
@@ -84,8 +88,22 @@ class Tokenizer:
         return self.special.end
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Turn text into token ids; special tokens written in the text are recognised."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        """Turn text into token ids; special tokens written in the text are recognised.
+
+        Raises:
+            InvalidRequestError: The text holds half a surrogate pair, which is no character.
+        """
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            at = next((i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff"), None)
+            if at is None:
+                raise
+            raise InvalidRequestError(
+                f"The text has a lone surrogate (\\u{ord(text[at]):04x}) at character {at}, which "
+                "is no character. Send whole surrogate pairs.",
+                param="prompt",
+            ) from error
         begin = self.special.begin
         if add_special_tokens and self.special.add_begin and begin is not None:
             return [begin, *ids]
@@ -106,6 +124,8 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the exact bytes of one token; ids beyond the vocabulary have none."""
+        if not 0 <= token_id < self.vocab:
+            return b""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._spell(token_id)

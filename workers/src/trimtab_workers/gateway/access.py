@@ -52,7 +52,7 @@ class Access:
         if not isinstance(name, str) or not name:
             raise ApiError(
                 400,
-                f"model is {str(name)[:80]!r}. Give a model's name.",
+                f"model is {'empty' if name == '' else _kind(name)}. Give a model's name.",
                 code="missing_required_parameter",
                 param="model",
             )
@@ -108,6 +108,10 @@ class Access:
 
         verdicts = await asyncio.gather(*(visible(route) for route in routes))
         return [route for route, yes in zip(routes, verdicts, strict=True) if yes]
+
+
+def _kind(name: object) -> str:
+    return "missing" if name is None else f"of type {type(name).__name__}"
 
 
 def _denied(caller: Caller, route: ModelRoute) -> ApiError:

@@ -174,7 +174,8 @@ class Callers:
 def _bearer(authorization: str | None) -> str:
     scheme, _, token = (authorization or "").partition(" ")
     token = token.strip()
-    if scheme.lower() != "bearer" or not token or len(token) > _LONGEST_TOKEN:
+    plausible = token.isascii() and 0 < len(token) <= _LONGEST_TOKEN
+    if scheme.lower() != "bearer" or not plausible:
         raise ApiError(
             401,
             "The request has no bearer token. Send `Authorization: Bearer TOKEN` with a "
@@ -204,7 +205,7 @@ def _expiry(token: str) -> float | None:
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
         expiry = claims["exp"]
-    except (binascii.Error, ValueError, KeyError, TypeError, RecursionError):
+        valid = isinstance(expiry, int | float) and not isinstance(expiry, bool)
+        return float(expiry) if valid else None
+    except (binascii.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    valid = isinstance(expiry, int | float) and not isinstance(expiry, bool)
-    return float(expiry) if valid else None

@@ -39,6 +39,7 @@ _ELSEWHERE: Final = frozenset(
 _NOT_READY: Final = _ELSEWHERE - {"queue_full"}
 _LOOK_AGAIN_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 2.0
+_REFUSAL_SECONDS: Final = 5.0
 _LARGE_BODY_BYTES: Final = 2**20
 
 
@@ -165,7 +166,7 @@ class Forwarder:
         try:
             response = await self._post(call, endpoint)
             if response is not None:
-                upstream = await self._accepted(response, endpoint, attempts)
+                upstream = await self._judged(response, endpoint, attempts)
             else:
                 self._picker.refused(endpoint.uid, now=self._clock())
                 self._metrics.retries.labels(reason="connect").inc()
@@ -215,6 +216,16 @@ class Forwarder:
                 code="worker_failed",
             ) from error
 
+    async def _judged(
+        self, response: aiohttp.ClientResponse, endpoint: Endpoint, attempts: _Round
+    ) -> Upstream | None:
+        """As `_accepted`, but whoever is cancelled in it leaves no connection open."""
+        try:
+            return await self._accepted(response, endpoint, attempts)
+        except BaseException:
+            response.close()
+            raise
+
     async def _accepted(
         self, response: aiohttp.ClientResponse, endpoint: Endpoint, attempts: _Round
     ) -> Upstream | None:
@@ -253,7 +264,8 @@ def _no_replica(route: ModelRoute) -> ApiError:
 async def _refusal(response: aiohttp.ClientResponse) -> ApiError | None:
     """Return a worker's error object; the body stays readable for who passes it on."""
     try:
-        error = json.loads(await response.read())["error"]
+        async with asyncio.timeout(_REFUSAL_SECONDS):
+            error = json.loads(await response.read())["error"]
         return ApiError(
             response.status,
             str(error["message"]),
@@ -261,7 +273,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError | None:
             param=error.get("param"),
             retry_after_seconds=_seconds(response.headers.get("Retry-After")),
         )
-    except (aiohttp.ClientError, ValueError, KeyError, TypeError, AttributeError):
+    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

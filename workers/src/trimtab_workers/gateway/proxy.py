@@ -117,7 +117,9 @@ class Proxy:
         readable = options is None or isinstance(options, dict)
         if stream and readable and (wanted is None or wanted is False):
             body["stream_options"] = {**(options or {}), "include_usage": True}
-        headers = {name: request.headers[name] for name in _TO_WORKER if name in request.headers}
+        given = {name: request.headers.get(name, "") for name in _TO_WORKER}
+        # Bytes that are no text arrive as surrogates, which cannot be sent on.
+        headers = {name: value for name, value in given.items() if value and value.isascii()}
         headers |= {"Content-Type": "application/json", REQUEST_ID: request_id(request)}
         return Call(
             route=route,

@@ -18,6 +18,14 @@ def invalid(param: str, value: object, remedy: str, *, code: str = "invalid_valu
     return ApiError(400, f"{param} is {shown}. {remedy}", code=code, param=param)
 
 
+def to_float(param: str, value: float) -> float:
+    """Return a JSON number, of any size there, as a float."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise invalid(param, value, "Give a smaller number.") from error
+
+
 class Fields:
     """A request body; null counts as absent, as in OpenAI's API."""
 
@@ -63,7 +71,7 @@ class Fields:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise invalid(name, value, "Give a number.", code="invalid_type")
-        return float(value)
+        return to_float(name, value)
 
     def boolean(self, name: str, *, default: bool = False) -> bool:
         """Return a truth value."""

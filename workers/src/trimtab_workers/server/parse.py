@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from trimtab_workers.engine.types import SamplingParams
-from trimtab_workers.server.fields import Fields, invalid, is_integer_list
+from trimtab_workers.server.fields import Fields, invalid, is_integer_list, to_float
 from trimtab_workers.web.errors import ApiError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MAX_CHOICES: Final = 128
 MAX_PROMPTS: Final = 256
 COMPLETION_MAX_TOKENS: Final = 16
+_LONGEST_NUMBER: Final = 19
 _MAX_COMPLETION_LOGPROBS: Final = 20
 
 # Field -> the values that ask for nothing; anything else would change the answer.
@@ -179,9 +180,9 @@ def _logit_bias(entries: Mapping[str, Any]) -> Mapping[int, float]:
     bias: dict[int, float] = {}
     for key, value in entries.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (key.isascii() and key.isdigit()) or not number:
+        if not (key.isascii() and key.isdigit() and len(key) < _LONGEST_NUMBER) or not number:
             raise invalid("logit_bias", {key: value}, "Give numbers by token id.")
-        bias[int(key)] = float(value)
+        bias[int(key)] = to_float("logit_bias", value)
     return bias
 
 
