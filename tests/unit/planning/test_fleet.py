@@ -337,6 +337,14 @@ def test_what_runs_for_an_intent_outside_this_plan_keeps_its_threads():
     assert found.option.config.threads == 1
 
 
+def test_what_runs_keeps_its_memory_until_it_is_decided_about():
+    """Memory is requested in full, so a plan that promised it twice would never be scheduled."""
+    held = replace(_running("uid-gone", threads=1), memory_bytes=8 * GIB)
+    found = plan_one(an_intent(), pools=(a_pool(threads=4, gib=8),), assignments=(held,))
+    assert (found.verdict, found.reason) == ("Unplanned", "NoFit")
+    assert "0.00 GiB free" in found.message
+
+
 # Re-planning.
 
 

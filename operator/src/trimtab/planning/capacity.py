@@ -49,9 +49,10 @@ class Ledger:
         """Give back what was taken."""
         self._add(option.config, option.memory_bytes, nodes, sign=1)
 
-    def hold(self, config: Config, nodes: Nodes) -> None:
-        """Reserve the threads of replicas that no plan of this round decides about."""
-        self._add(config, 0, [(n, c) for n, c in nodes if n in self._threads], sign=-1)
+    def hold(self, config: Config, nodes: Nodes, *, memory_bytes: int) -> None:
+        """Reserve what replicas use that no plan of this round decides about."""
+        known = [(n, c) for n, c in nodes if n in self._threads]
+        self._add(config, memory_bytes, known, sign=-1)
 
     def slots(self, option: Option) -> int:
         """Return how many replicas fit beside what is taken."""
@@ -59,7 +60,8 @@ class Ledger:
 
     def largest_memory(self, cpu_model: str) -> int:
         """Return the most memory that one node of a CPU model has left."""
-        return max((self._memory[n] for n, m in self._model.items() if m == cpu_model), default=0)
+        left = [self._memory[n] for n, m in self._model.items() if m == cpu_model]
+        return max([0, *left])
 
     def threads(self) -> int:
         """Return the whole threads that are left."""

@@ -72,7 +72,7 @@ def _fleet(snapshot: FleetSnapshot) -> Ledger:
     decided = {intent.uid for intent in snapshot.intents if intent.model is not None}
     for assignment in sorted(snapshot.assignments, key=lambda a: a.intent_uid):
         if assignment.intent_uid not in decided:
-            ledger.hold(assignment.config, assignment.nodes)
+            ledger.hold(assignment.config, assignment.nodes, memory_bytes=assignment.memory_bytes)
     return ledger
 
 

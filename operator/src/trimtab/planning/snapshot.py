@@ -145,7 +145,7 @@ class Assignment:
     """What an intent runs now: the configuration in force, replicas by node.
 
     ``generation`` is the intent's generation that this plan was made for; ``age_seconds`` is how
-    long it has been in force.
+    long it has been in force; ``memory_bytes`` is what each replica requests.
     """
 
     intent_uid: str
@@ -154,6 +154,7 @@ class Assignment:
     nodes: tuple[tuple[str, int], ...] = ()
     generation: int
     age_seconds: int = 0
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

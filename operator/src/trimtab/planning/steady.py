@@ -73,6 +73,9 @@ class Replica:
         self._limits = limits
         self._capacity: float | None = None
         self._times: dict[int, tuple[float, float]] = {}
+        # Each is asked for again and again with equal arguments: per percentile, per iteration.
+        self._rested: dict[float, float] = {}
+        self._firsts: dict[tuple[int, float], tuple[float, float, float]] = {}
         context = prompt + output / 2
         self._context = min(context, float(limits.window)) if limits.window else context
         by_kv = limits.kv_tokens / (prompt + output / 2)
@@ -185,6 +188,11 @@ class Replica:
 
     def _first_token(self, found: int, rate: float) -> tuple[float, float, float]:
         """Return (certain time, probability of queueing, mean of the queue's tail) beside others."""
+        if (found, rate) not in self._firsts:
+            self._firsts[found, rate] = self._first_token_anew(found, rate)
+        return self._firsts[found, rate]
+
+    def _first_token_anew(self, found: int, rate: float) -> tuple[float, float, float]:
         others = min(found, self.slots - 1)
         service = self.service_us(others)
         share = min(1.0, self._prompt / self._limits.token_budget)
@@ -256,10 +264,12 @@ class Replica:
         """Return the time of a step that only decodes; 0 if there is nothing to decode."""
         if batch <= 0:
             return 0.0
-        kv_tokens = batch * self._context
-        return self._model.step_us(
-            StepWork(tokens=batch, sampled=batch, batch=batch, kv_tokens=kv_tokens)
-        )
+        if batch not in self._rested:
+            kv_tokens = batch * self._context
+            self._rested[batch] = self._model.step_us(
+                StepWork(tokens=batch, sampled=batch, batch=batch, kv_tokens=kv_tokens)
+            )
+        return self._rested[batch]
 
     def _extra_us(self, chunk: float, *, beside: float) -> float:
         """Return what ``chunk`` prompt tokens add to a step of ``beside`` sequences."""

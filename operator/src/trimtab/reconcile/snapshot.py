@@ -315,6 +315,7 @@ def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment
                     nodes=tuple(sorted(nodes.items())),
                     generation=rollout.generation,
                     age_seconds=ages.get(intent.uid, 0),
+                    memory_bytes=rollout.memory_bytes,
                 )
             )
     return tuple(found)
