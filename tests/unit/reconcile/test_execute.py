@@ -210,3 +210,13 @@ async def test_a_deleted_child_leaves_the_cache_at_once() -> None:
     gone = Deletion(resource=CONFIG_MAP, namespace="n", name="x", uid="uid-x")
     await bench.executor.delete(gone)
     assert bench.caches.configmaps.get("n", "x") is None
+
+
+async def test_nothing_is_remembered_of_an_intent_that_is_gone() -> None:
+    """Garbage collection takes the children; an operator that lives long keeps none of them."""
+    bench = Bench()
+    await bench.run()
+    assert bench.executor._children
+    bench.executor.forget(bench.record.uid)
+    assert not bench.executor._children
+    assert not bench.executor._children_by_owner

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.unit.planning.builders import a_fingerprint
-from tests.unit.reconcile.builders import SETTINGS, VERDICT
+from tests.unit.reconcile.builders import SETTINGS, VERDICT, a_record
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED, newest
+from trimtab.observe.intents import Shown
 from trimtab.planning.fingerprint import dump
 from trimtab.planning.prices import PriceBook, parse_price_book
 from trimtab.reconcile.auditing import Auditor
 from trimtab.reconcile.fingerprints import FingerprintKeeper
-from trimtab.reconcile.pollers import PricePoller, WorkerPoller, component_pods
+from trimtab.reconcile.pollers import GatewayPoller, PricePoller, WorkerPoller, component_pods
 from trimtab.reconcile.snapshot import cpu_models
 
 if TYPE_CHECKING:
@@ -179,3 +180,29 @@ async def test_a_broken_price_book_says_which_prices_hold(before: PriceBook, wor
     await poller.step()
     assert words in world.price_problem
     assert "cpuHours" in world.price_problem
+
+
+async def test_figures_that_no_gateway_knows_any_more_judge_nothing() -> None:
+    """Gateways that start anew have seen no traffic; a verdict on the old figures would stay for ever."""
+    caches = Caches()
+    caches.inferenceintents._store(a_record())
+    caches.pods.put(a_pod("gateway", namespace="trimtab-system", component="gateway"))
+    world = a_world(caches)
+    world.gateway_answers = True
+    world.shown = {"uid-chat": Shown(figures={"requestsPerSecond": "9"}, enough=True)}
+    woken: list[tuple[str, str]] = []
+
+    class Admin:
+        async def get_all(self, addresses: Any, path: str) -> Any:
+            return {"gateway": {"now": 1.0, "intents": {}}}
+
+    poller = GatewayPoller(
+        world,
+        Admin(),  # type: ignore[arg-type]
+        wake=lambda uid, cause: woken.append((uid, cause)),
+        replan=lambda: None,
+    )
+    await poller.step()
+    await poller.step()
+    assert world.shown == {}
+    assert woken == [("uid-chat", "observed")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from trimtab.api.v1alpha1.conditions import Condition, ConditionType, stamp, with_ready
-from trimtab.api.v1alpha1.names import API_VERSION
+from trimtab.api.v1alpha1.names import API_VERSION, OWNER_UID_LABEL
 from trimtab.api.v1alpha1.reasons import Reason
 from trimtab.kube.errors import Fault, FaultKind, classify
 from trimtab.kube.events import event
@@ -66,11 +66,14 @@ class Executor:
         self._utcnow = utcnow
         self._instance = instance
         self._children: dict[tuple[str, str, str], _Remembered] = {}
+        self._children_by_owner: dict[str, set[tuple[str, str, str]]] = {}
         self._statuses: dict[str, _Remembered] = {}
 
     def forget(self, uid: str) -> None:
         """Drop what is remembered of an intent that is gone."""
         self._statuses.pop(uid, None)
+        for key in self._children_by_owner.pop(uid, ()):
+            self._children.pop(key, None)
 
     async def execute(self, plan: Plan, *, subject: IntentRecord) -> Outcome:
         """Apply children, delete what goes, write status, tell events; end at a refused child.
@@ -131,6 +134,8 @@ class Executor:
         answer = await self._writer.apply(manifest)
         written, change = cache.put(answer)
         self._children[key] = _Remembered(wanted, written.fingerprint)
+        if owner := (meta.get("labels") or {}).get(OWNER_UID_LABEL):
+            self._children_by_owner.setdefault(owner, set()).add(key)
         if change is not None:
             self._changed(resource.plural, change)
         return True

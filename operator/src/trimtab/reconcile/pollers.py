@@ -157,6 +157,11 @@ class GatewayPoller:
             traffic = world.traffic.get(f"{record.namespace}/{record.name}")
             if traffic is not None:
                 replan = self._take(record, traffic) or replan
+            elif world.shown.pop(record.uid, None) is not None:
+                # Every gateway started anew and knows nothing of it: old figures judge nothing.
+                self._wake(record.uid, "observed")
+        known = {record.uid for record in world.caches.inferenceintents}
+        self._shown_at = {uid: at for uid, at in self._shown_at.items() if uid in known}
         if replan:
             self._replan()
 
