@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.unit.planning.builders import a_fingerprint
-from tests.unit.reconcile.builders import SETTINGS, VERDICT, a_record
+from tests.unit.reconcile.builders import SETTINGS, VERDICT, a_record, facts
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED, newest
 from trimtab.observe.intents import Shown
 from trimtab.planning.fingerprint import dump
+from trimtab.planning.plan import FingerprintNeed
 from trimtab.planning.prices import PriceBook, parse_price_book
+from trimtab.planning.snapshot import CpuPool, FleetSnapshot
 from trimtab.reconcile.auditing import Auditor
 from trimtab.reconcile.fingerprints import FingerprintKeeper
+from trimtab.reconcile.fleet import Planned
 from trimtab.reconcile.pollers import GatewayPoller, PricePoller, WorkerPoller, component_pods
 from trimtab.reconcile.snapshot import cpu_models
 
@@ -206,3 +209,56 @@ async def test_figures_that_no_gateway_knows_any_more_judge_nothing() -> None:
     await poller.step()
     assert world.shown == {}
     assert woken == [("uid-chat", "observed")]
+
+
+def a_need(*, cpu_model: str, threads: int) -> FingerprintNeed:
+    return FingerprintNeed(
+        key="0123456789abcdef",
+        architecture=facts().model.architecture,
+        product="cpu",
+        cpu_model=cpu_model,
+        threads=threads,
+        precision="bf16",
+        kv_precision="bf16",
+        tensor_parallel_size=1,
+        priority=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cpu_model", "threads", "nodes"),
+    [("old", 1, ["n1"]), ("new", 4, ["n3"]), ("new", 1, ["n2", "n3"]), ("unknown", 1, [])],
+)
+async def test_a_measurement_runs_where_its_answer_is(
+    cpu_model: str, threads: int, nodes: list[str]
+) -> None:
+    """On another CPU it would answer another question; two on one node measure each other."""
+    applied: list[Any] = []
+
+    class Executor:
+        async def apply(self, manifest: Any) -> None:
+            applied.append(manifest)
+
+    pools = tuple(
+        CpuPool(node=node, cpu_model=model, millicores=cores * 1000, memory_bytes=1)
+        for node, model, cores in (("n1", "old", 4), ("n2", "new", 2), ("n3", "new", 8))
+    )
+    snapshot = FleetSnapshot(intents=(), pools=pools, capabilities=ASSUMED)
+    keeper = FingerprintKeeper(
+        caches=Caches(),
+        executor=Executor(),  # type: ignore[arg-type]
+        fleet=SimpleNamespace(  # type: ignore[arg-type]
+            current=Planned(revision=1, snapshot=snapshot, by_uid={})
+        ),
+        settings=SETTINGS,
+        clock=lambda: 0.0,
+        changed=lambda _: None,
+    )
+    await keeper._start(a_need(cpu_model=cpu_model, threads=threads))
+    affinity = applied[0]["spec"]["template"]["spec"]["affinity"]
+    chosen = affinity.get("nodeAffinity", {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution", {}
+    )
+    named = [t["matchFields"][0]["values"][0] for t in chosen.get("nodeSelectorTerms", ())]
+    assert named == nodes
+    assert affinity["podAntiAffinity"]

@@ -39,6 +39,8 @@ IDLE_WAIT_SECONDS: Final = 60.0
 _FIRST_RETRY_SECONDS: Final = 60.0
 _LONGEST_RETRY_SECONDS: Final = 3600.0
 _PER_INTENT: Final = 4
+_MOST_NODES: Final = 64
+"""Named in a Job's affinity; more would only make it long."""
 
 
 @dataclass(slots=True)
@@ -157,12 +159,31 @@ class FingerprintKeeper:
         attempt = failure.attempts if failure else 0
         await self._executor.apply(
             jobs.fingerprint_job(
-                need=need, attempt=attempt, contended=not idle, settings=self._settings
+                need=need,
+                attempt=attempt,
+                contended=not idle,
+                settings=self._settings,
+                nodes=self._nodes(need),
             )
         )
         _log.info("fingerprint_started", key=need.key, threads=need.threads, contended=not idle)
         self._changed(need.key)
         return None
+
+    def _nodes(self, need: FingerprintNeed) -> list[str]:
+        """Return the nodes that can answer, nothing where every node can.
+
+        The document is keyed by the CPU that the Job finds: measured on another one, it would
+        answer another question, and this one would count as answered.
+        """
+        snapshot = self._fleet.current.snapshot
+        pools = snapshot.pools if snapshot else ()
+        fitting = [
+            p.node
+            for p in pools
+            if p.cpu_model == need.cpu_model and p.millicores // 1000 >= need.threads
+        ]
+        return fitting[:_MOST_NODES] if len(fitting) < len(pools) else []
 
     def _idle_threads(self) -> int:
         """Return the largest number of threads that no worker or fingerprint of ours uses on a node."""

@@ -14,6 +14,8 @@ from trimtab.reconcile.labels import Owner, labels, shared_labels
 from trimtab.reconcile.pods import container, pod_spec, resources
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trimtab.api.v1alpha1.inferenceintent import ModelSource
     from trimtab.kube.resources import Manifest
     from trimtab.planning.plan import FingerprintNeed
@@ -153,12 +155,24 @@ def facts_config_map(
 
 
 def fingerprint_job(
-    *, need: FingerprintNeed, attempt: int, contended: bool, settings: Settings
+    *,
+    need: FingerprintNeed,
+    attempt: int,
+    contended: bool,
+    settings: Settings,
+    nodes: Sequence[str] = (),
 ) -> Manifest:
     """Return the Job that measures one- and two-layer models in the engine (contracts §4).
 
     Weights are random, so there is no volume; it runs in the system namespace and belongs to no
     intent: a family shares its fingerprints.
+
+    Args:
+        need: What to measure.
+        attempt: How often it failed.
+        contended: Whether it starts although no threads are idle.
+        settings: Of the installation.
+        nodes: Where alone the answer can be found; empty where any node will do.
     """
     found = shared_labels("fingerprint", instance=f"fp-{need.key}")
     grid = settings.fingerprint_grid
@@ -183,6 +197,7 @@ def fingerprint_job(
         ),
     )
     spec = pod_spec(defaults=settings.pod_defaults, containers=[measure], restart_policy="Never")
+    spec["affinity"] = _apart(found, nodes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -201,3 +216,23 @@ def fingerprint_job(
             "template": {"metadata": {"labels": found}, "spec": spec},
         },
     }
+
+
+def _apart(found: dict[str, str], nodes: Sequence[str]) -> Manifest:
+    """Return the affinity of a measurement: on one of its nodes, and never two on one node."""
+    alike = {names.COMPONENT_LABEL: found[names.COMPONENT_LABEL]}
+    alike[names.PART_OF_LABEL] = found[names.PART_OF_LABEL]
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": alike}}
+    affinity: Manifest = {
+        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    }
+    if nodes:
+        # A field takes one value per term, and terms are alternatives.
+        terms = [
+            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+            for node in nodes
+        ]
+        affinity["nodeAffinity"] = {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}
+        }
+    return affinity
