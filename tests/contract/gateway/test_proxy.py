@@ -346,6 +346,35 @@ async def test_a_refusal_that_never_ends_frees_its_place(bench, monkeypatch):
     assert bench.gateway.picker.outstanding("u1") == 0
 
 
+async def test_a_client_that_stops_reading_loses_its_place(bench):
+    """A stream that nobody takes ends after the time a stream may pause."""
+
+    async def talk(reader, writer):
+        writer.write(OK_STREAM)
+        event = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % (b"x" * 2**16)
+        for _ in range(1_000):
+            writer.write(chunk(event))
+            await writer.drain()
+
+    bench.api.put(ROUTES, a_config_map(a_route(bare=True)))
+    await bench.add_socket("u1", talk)
+    await bench.start_gateway(silence_seconds=0.2)
+    await bench.settled()
+    body = json.dumps(a_chat(stream=True)).encode()
+    port = bench.gateway.listeners.ports["http"]
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.transport.pause_reading()
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    in_flight = bench.gateway.gate.in_flight
+    await eventually(lambda: in_flight.count == 1)
+    await eventually(lambda: in_flight.count == 0)
+    assert bench.gateway.picker.outstanding("u1") == 0
+    writer.close()
+
+
 async def test_headers_that_are_no_text_stay_behind(served):
     """Bytes in a header that cannot be sent on do not fail the request."""
     port = served.gateway.listeners.ports["http"]

@@ -36,9 +36,10 @@ def _frequencies(draws: int = 4000, **params) -> list[float]:
     return [tokens.count(token) / draws for token in range(len(LOGITS))]
 
 
-def test_greedy_takes_the_best():
-    """Temperature 0 takes the most likely token."""
-    assert _token(_sequence()) == 1
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-39, 1e-30, 1e-6, 2e-5])
+def test_greedy_takes_the_best(temperature: float):
+    """Temperature 0 takes the most likely token, and so does one that overflows a division."""
+    assert _token(_sequence(temperature=temperature)) == 1
 
 
 def test_temperature_follows_the_distribution():

@@ -15,6 +15,7 @@ FinishReason = Literal["stop", "length", "abort"]
 TenantState = Literal["Loading", "Resident", "Lent", "Waking", "Draining", "Failed"]
 
 MAX_LOGPROBS = 20
+LOWEST_TEMPERATURE = 1e-5  # below it logits ÷ temperature overflow; vLLM draws the line here too
 MAX_STOP_STRINGS = 16
 _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
@@ -105,7 +106,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
-        return self.temperature == 0.0
+        return self.temperature < LOWEST_TEMPERATURE
 
     @property
     def plain_greedy(self) -> bool:

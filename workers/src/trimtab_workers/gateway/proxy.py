@@ -190,9 +190,9 @@ class Proxy:
                 failure = self._broken(upstream, EOFError("the stream ended before [DONE]"))
                 break
             if passed:
-                await response.write(passed)
+                await self._write(request, response, passed)
         if failure is not None:
-            await response.write(failure.event())
+            await self._write(request, response, failure.event())
         if failure is not None or tap.failed:
             response.force_close()
         await response.write_eof()
@@ -204,6 +204,16 @@ class Proxy:
             pod_uid=call.pod_uid,
         )
         return response, outcome
+
+    async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+        """Send a part of a stream; a client that stops reading must not hold its place for ever."""
+        try:
+            async with asyncio.timeout(self._settings.silence_seconds):
+                await response.write(data)
+        except TimeoutError as error:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("The client does not read its stream.") from error
 
     def _broken(self, upstream: Upstream, error: BaseException) -> ApiError:
         self._metrics.upstream_errors.labels(reason="stream").inc()
