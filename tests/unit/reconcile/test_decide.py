@@ -308,6 +308,16 @@ def test_an_old_model_set_stays_while_a_pod_uses_it() -> None:
     assert [d.name for d in plan.deletions] == ["chat-x-00000000"]
 
 
+def test_model_sets_stay_while_the_deployment_rolls() -> None:
+    """An old pod that is evicted meanwhile is started again, and reads its own set."""
+    seen = placed(an_observed(), updatedReplicas=0)
+    old = config_map({"metadata": {"name": "chat-x-0", "namespace": "team-a", "uid": "x"}})
+    sets = {"deployment": seen.deployment, "model_sets": (old,)}
+    assert decide(an_observed(seen.record, **sets), settings=SETTINGS).deletions == ()
+    sets["deployment"] = placed(an_observed()).deployment
+    assert decide(an_observed(seen.record, **sets), settings=SETTINGS).deletions
+
+
 def test_a_second_intent_of_one_name_waits() -> None:
     """The younger of two namesakes creates nothing and names the older one."""
     plan = decide(an_observed(plan=None, name_taken_by="team-a/older"), settings=SETTINGS)

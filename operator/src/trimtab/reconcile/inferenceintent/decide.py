@@ -248,11 +248,26 @@ def _serve(observed: ObservedIntent, built: Built) -> _Wanted:
         used_names.add(
             object_names.model_set(built.deployment_name, observed.deployment.plan_digest)
         )
-    old = [_deletion(CONFIG_MAP, cm) for cm in observed.model_sets if cm.name not in used_names]
+    old = [
+        _deletion(CONFIG_MAP, cm)
+        for cm in observed.model_sets
+        # While it rolls, an old pod that is evicted comes back as an old one and reads its set.
+        if cm.name not in used_names and not _rolling(observed)
+    ]
     wants_budget = any(m["kind"] == "PodDisruptionBudget" for m in built.manifests)
     if observed.budget is not None and not wants_budget:
         old.append(_deletion(DISRUPTION_BUDGET, observed.budget))
     return _Wanted(desired=built.manifests, deletions=tuple(old))
+
+
+def _rolling(observed: ObservedIntent) -> bool:
+    """Whether replica sets of former templates may still start pods."""
+    deployment = observed.deployment
+    return deployment is not None and (
+        deployment.observed_generation < deployment.generation
+        or deployment.updated_replicas < deployment.replicas
+        or deployment.available_replicas < deployment.replicas
+    )
 
 
 def _deletion(resource: Resource, record: Record) -> Deletion:
