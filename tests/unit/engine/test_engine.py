@@ -185,6 +185,28 @@ def test_liveness_needs_progress():
     assert "no step for 100 s" in (engine.liveness() or "")
 
 
+def test_loading_an_added_model_is_no_hang(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A worker that reads a large model for minutes is alive, whatever waits meanwhile."""
+    clock = VirtualClock()
+    engine = an_engine(clock=clock)
+    seen = []
+
+    def slow(_: object) -> bool:
+        clock.advance(100)
+        seen.append(engine.liveness())
+        return False
+
+    monkeypatch.setattr("trimtab_workers.engine.engine.boot.open_tenant", slow)
+    models = (*engine.config.models, ModelSpec(name="large", path=tmp_path))
+    newer = dataclasses.replace(engine.config, revision=2, models=models)
+    waiting = submit(engine, a_request("r"))
+    engine._post(lambda: engine._apply(newer))
+    engine.step()
+    assert seen == [None]
+    assert engine.liveness() is None
+    assert waiting
+
+
 def test_failed_model_leaves_others(glass_en: Path, tmp_path: Path):
     """A model that is not there is Failed with a reason; the other serves."""
     engine = Engine(

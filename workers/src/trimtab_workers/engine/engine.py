@@ -76,6 +76,7 @@ class Engine:
         self._loaded = threading.Event()
         self._stopping = False
         self._ended = False
+        self._applying = False
         self._draining = False
         self._thread: threading.Thread | None = None
         self._dead: str | None = None
@@ -121,7 +122,9 @@ class Engine:
         if self._dead is not None:
             return self._dead
         quiet = self.clock.now() - self._progress_seconds
-        if self._requests and self._loaded.is_set() and quiet > STUCK_SECONDS:
+        # Loading an added model stops all steps for as long as it takes; a restart would not help.
+        busy = self._applying or not self._loaded.is_set()
+        if self._requests and not busy and quiet > STUCK_SECONDS:
             return (
                 f"The engine has {len(self._requests)} requests but made no step for {quiet:.0f} s. "
                 "Restart the worker and look at its log."
@@ -415,6 +418,14 @@ class Engine:
         return self.config.revision
 
     def _apply(self, config: EngineConfig) -> None:
+        self._applying = True
+        try:
+            self._change_models(config)
+        finally:
+            self._progress_seconds = self.clock.now()
+            self._applying = False
+
+    def _change_models(self, config: EngineConfig) -> None:
         old = self.config
         self._errors = [
             f"{name} changed from {getattr(old, name)} to {getattr(config, name)}, which takes effect "
