@@ -154,6 +154,26 @@ def test_three_failures_fail_the_model(monkeypatch: pytest.MonkeyPatch):
         submit(engine, a_request("late"))
 
 
+def test_a_worker_whose_models_all_failed_is_not_alive(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """With no model left a restart helps if one served before; files that do not load stay so."""
+    engine = an_engine()
+    missing = (ModelSpec(name="gone", path=tmp_path / "gone"),)
+    never = Engine(EngineConfig(models=missing))
+    never.load()
+    assert not never.ready
+    assert never.liveness() is None
+    monkeypatch.setattr(
+        engine.tenant("m").runner, "execute", lambda _: (_ for _ in ()).throw(ValueError("boom"))
+    )
+    for index in range(3):
+        assert engine.liveness() is None
+        submit(engine, a_request(f"r{index}"))
+        engine.step()
+    assert "Every model of this worker has failed (m)" in (engine.liveness() or "")
+
+
 async def test_stream_from_asyncio(glass_en: Path):
     """An asyncio loop reads a stream while the engine's thread steps; leaving it aborts."""
     engine = Engine(

@@ -118,9 +118,20 @@ class Engine:
         return self._loaded.is_set() and usable and not self._draining and self._dead is None
 
     def liveness(self) -> str | None:
-        """Return None while alive, else a sentence: no step for 60 s with work, or a dead thread."""
+        """Return None while alive, else a sentence that says why only a restart helps.
+
+        That is a dead thread, no step for 60 s with work, or no model left of which one served
+        before. Where all failed to load, a restart would read the same files.
+        """
         if self._dead is not None:
             return self._dead
+        tenants = list(self._tenants.values())
+        if all(t.state == "Failed" for t in tenants) and any(t.failed_serving for t in tenants):
+            names = ", ".join(t.spec.name for t in tenants)
+            return (
+                f"Every model of this worker has failed ({names}), after it was loaded. "
+                "Restart the worker and look at its log."
+            )
         quiet = self.clock.now() - self._progress_seconds
         # Loading an added model stops all steps for as long as it takes; a restart would not help.
         busy = self._applying or not self._loaded.is_set()

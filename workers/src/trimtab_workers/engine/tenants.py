@@ -59,6 +59,11 @@ class Tenant:
         return self.state in {"Resident", "Lent", "Waking"}
 
     @property
+    def failed_serving(self) -> bool:
+        """Whether it was Resident once and failed later; one that failed to load never was."""
+        return self.state == "Failed" and self.scheduler is not None
+
+    @property
     def shape(self) -> LlamaShape:
         """The opened checkpoint's shape."""
         if self.checkpoint is None:
