@@ -25,6 +25,7 @@ class FakeReviews:
         self.tokens = {}
         self.rights = set()
         self.down = False
+        self.refused = None
         self.asked = []
         self.gate = None
 
@@ -42,7 +43,9 @@ class FakeReviews:
         if self.gate is not None:
             await self.gate.wait()
         if self.down:
-            raise ReviewUnavailableError("down")
+            raise ReviewUnavailableError("down", outage=True)
+        if question[1] == self.refused:
+            raise ReviewUnavailableError("unprocessable", outage=False)
 
 
 class Bench:
@@ -171,6 +174,14 @@ async def test_a_silent_server_is_not_asked_by_every_request(bench):
     bench.now += 2
     assert await bench.allowed()
     assert len(bench.reviews.asked) == 5
+
+
+async def test_a_refused_question_silences_nobody_else(bench):
+    """A caller whose question the API server refuses keeps no other caller out."""
+    bench.reviews.refused = "odd"
+    with pytest.raises(ApiError, match="cannot be checked"):
+        await bench.callers.identify("Bearer odd")
+    assert (await bench.identify()).username == "ada"
 
 
 async def test_one_question_at_a_time(bench):

@@ -28,7 +28,15 @@ _LONGEST_TOKEN: Final = 16_384
 
 
 class ReviewUnavailableError(Exception):
-    """The API server gave no verdict: no answer, an error of its own, or we lack the right."""
+    """The API server gave no verdict: no answer, an error of its own, or we lack the right.
+
+    Attributes:
+        outage: Whether other questions would fare the same, so that none should follow at once.
+    """
+
+    def __init__(self, message: str, *, outage: bool) -> None:
+        super().__init__(message)
+        self.outage = outage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +84,7 @@ class Callers:
         self._rights: AuthCache[bool] = AuthCache()
         self._asking: dict[Hashable, asyncio.Task[Any]] = {}
         self._silent_until = float("-inf")
+        self._told_until = float("-inf")
 
     async def identify(self, authorization: str | None) -> Caller:
         """Return who sends an `Authorization` header.
@@ -149,7 +158,7 @@ class Callers:
     async def _ask_once(self, key: Hashable, ask: Callable[[], Awaitable[T | None]]) -> T | None:
         """Ask, one question at a time however many requests wait for its answer."""
         if self._clock() < self._silent_until:
-            raise ReviewUnavailableError("The API server did not answer a moment ago.")
+            raise ReviewUnavailableError("The API server did not answer a moment ago.", outage=True)
         task = self._asking.get(key)
         if task is None:
             task = asyncio.ensure_future(ask())
@@ -158,10 +167,13 @@ class Callers:
         try:
             answer: T | None = await asyncio.shield(task)
         except ReviewUnavailableError as error:
-            if self._clock() >= self._silent_until:
+            pause_ends = self._clock() + _OUTAGE_PAUSE_SECONDS
+            if self._clock() >= self._told_until:
                 log.warning("auth_unavailable", extra={"reason": str(error)})
                 self._metrics.auth_unavailable.inc()
-            self._silent_until = self._clock() + _OUTAGE_PAUSE_SECONDS
+                self._told_until = pause_ends
+            if error.outage:
+                self._silent_until = pause_ends
             raise
         return answer
 

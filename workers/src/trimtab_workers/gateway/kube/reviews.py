@@ -85,6 +85,15 @@ class ApiServerReviews:
                     "POST", path, body=body, timeout_seconds=_TIMEOUT_SECONDS
                 )
         except (ApiError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise ReviewUnavailableError(f"{type(error).__name__}: {error}") from error
+            raise ReviewUnavailableError(
+                f"{type(error).__name__}: {error}", outage=_is_outage(error)
+            ) from error
         status = answer.get("status")
         return status if isinstance(status, dict) else {}
+
+
+def _is_outage(error: Exception) -> bool:
+    """Return whether an error is the API server's; a refused question says nothing of others."""
+    if isinstance(error, ApiError):
+        return error.code == 429 or error.code >= 500
+    return not isinstance(error, ValueError) or isinstance(error, aiohttp.ClientError)
