@@ -58,3 +58,15 @@ def test_the_least_recently_used_goes_first():
     assert len(cache) == 2
     assert cache.look_up("b", now=1.0)[0] is Standing.UNKNOWN
     assert cache.look_up("a", now=1.0)[0] is Standing.FRESH
+
+
+def test_refusals_push_out_no_grants():
+    """However many tokens are refused, known callers stay known, and refusals are bounded."""
+    cache = AuthCache(entries=2)
+    cache.grant("ada", 1, now=0.0)
+    for index in range(5):
+        cache.refuse(index, now=1.0)
+    assert len(cache) == 3
+    assert cache.look_up("ada", now=100.0) == (Standing.STALE, 1)
+    assert cache.look_up(4, now=1.0)[0] is Standing.REFUSED
+    assert cache.look_up(0, now=1.0)[0] is Standing.UNKNOWN

@@ -13,15 +13,16 @@ from trimtab_workers.gateway.kube.reviews import ApiServerReviews
 
 
 class FakeClient:
-    """Raises what it is given, or answers never."""
+    """Raises what it is given, or answers never, as long as it may."""
 
     def __init__(self, error=None):
         self.error = error
 
-    async def request(self, *_, **__):
-        if self.error is None:
+    async def request(self, *_, timeout_seconds, **__):
+        if self.error is not None:
+            raise self.error
+        async with asyncio.timeout(timeout_seconds):
             await asyncio.Event().wait()
-        raise self.error
 
 
 def an_answer(code):
@@ -49,3 +50,14 @@ async def test_only_what_concerns_every_question_is_an_outage(error, outage):
     with pytest.raises(ReviewUnavailableError) as caught:
         await reviews.authenticate("token")
     assert caught.value.outage is outage
+
+
+@pytest.mark.looptime
+async def test_the_wait_for_a_turn_is_part_of_the_timeout():
+    """Behind a server that answers nobody the last of many ends as soon as the first."""
+    reviews = ApiServerReviews(FakeClient(), audience="trimtab")
+    ended = await asyncio.gather(
+        *(reviews.authenticate(f"token-{index}") for index in range(100)), return_exceptions=True
+    )
+    assert {type(error) for error in ended} == {ReviewUnavailableError}
+    assert asyncio.get_running_loop().time() == pytest.approx(3, abs=0.1)

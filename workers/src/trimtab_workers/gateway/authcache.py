@@ -21,6 +21,7 @@ OUTAGE_SECONDS: Final = 900.0
 REFUSED_SECONDS: Final = 2.0
 ENTRIES: Final = 10_000
 
+T = TypeVar("T")
 V = TypeVar("V")
 
 
@@ -34,21 +35,25 @@ class Standing(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry(Generic[V]):
-    value: V | None
+class _Grant(Generic[V]):
+    value: V
     answered_at: float
     usable_until: float
 
 
 class AuthCache(Generic[V]):
-    """Answers by question; the least recently used are dropped past `entries`."""
+    """Answers by question; the least recently used are dropped past `entries` of either kind.
+
+    Refusals are kept apart: who invents tokens must not push out callers that an outage spares.
+    """
 
     def __init__(self, *, entries: int = ENTRIES) -> None:
-        self._entries: OrderedDict[Hashable, _Entry[V]] = OrderedDict()
+        self._grants: OrderedDict[Hashable, _Grant[V]] = OrderedDict()
+        self._refusals: OrderedDict[Hashable, float] = OrderedDict()
         self._size = entries
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._grants) + len(self._refusals)
 
     def look_up(self, key: Hashable, *, now: float) -> tuple[Standing, V | None]:
         """Return how an earlier answer stands, and its value if it was positive.
@@ -57,28 +62,33 @@ class AuthCache(Generic[V]):
             key: The question.
             now: Seconds since the epoch, because tokens expire by that clock.
         """
-        entry = self._entries.get(key)
-        if entry is None or now >= entry.usable_until or now < entry.answered_at:
-            return Standing.UNKNOWN, None
-        self._entries.move_to_end(key)
-        if entry.value is None:
+        refused_at = self._refusals.get(key)
+        if refused_at is not None and refused_at <= now < refused_at + REFUSED_SECONDS:
+            self._refusals.move_to_end(key)
             return Standing.REFUSED, None
-        fresh = now < entry.answered_at + FRESH_SECONDS
-        return (Standing.FRESH if fresh else Standing.STALE), entry.value
+        grant = self._grants.get(key)
+        if grant is None or not grant.answered_at <= now < grant.usable_until:
+            return Standing.UNKNOWN, None
+        self._grants.move_to_end(key)
+        fresh = now < grant.answered_at + FRESH_SECONDS
+        return (Standing.FRESH if fresh else Standing.STALE), grant.value
 
     def grant(
         self, key: Hashable, value: V, *, now: float, expires_at: float | None = None
     ) -> None:
         """Keep a positive answer, which never outlives the token's expiry."""
         limit = now + OUTAGE_SECONDS
-        self._put(key, _Entry(value, now, limit if expires_at is None else min(limit, expires_at)))
+        until = limit if expires_at is None else min(limit, expires_at)
+        self._refusals.pop(key, None)
+        self._put(self._grants, key, _Grant(value, now, until))
 
     def refuse(self, key: Hashable, *, now: float) -> None:
         """Keep a refusal for a moment; whatever was granted before is gone."""
-        self._put(key, _Entry(None, now, now + REFUSED_SECONDS))
+        self._grants.pop(key, None)
+        self._put(self._refusals, key, now)
 
-    def _put(self, key: Hashable, entry: _Entry[V]) -> None:
-        self._entries[key] = entry
-        self._entries.move_to_end(key)
-        while len(self._entries) > self._size:
-            self._entries.popitem(last=False)
+    def _put(self, kept: OrderedDict[Hashable, T], key: Hashable, answer: T) -> None:
+        kept[key] = answer
+        kept.move_to_end(key)
+        while len(kept) > self._size:
+            kept.popitem(last=False)

@@ -80,7 +80,8 @@ class ApiServerReviews:
 
     async def _ask(self, path: str, body: dict[str, Any]) -> Mapping[str, Any]:
         try:
-            async with self._slots:
+            # The wait for a turn counts: a request must not hang behind a slow server's queue.
+            async with asyncio.timeout(_TIMEOUT_SECONDS), self._slots:
                 answer = await self._client.request(
                     "POST", path, body=body, timeout_seconds=_TIMEOUT_SECONDS
                 )
