@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from e2e.hub.hub import Hub, Repository, pickle_only
-from trimtab_workers.fetch import Downloader, FetchError, select
+from trimtab_workers.fetch import Downloader, FetchError, main, select
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,3 +174,19 @@ def test_names_never_leave_the_folder(name: str) -> None:
     """A hub that lists a path instead of a name gets no file written there."""
     with pytest.raises(FetchError):
         select(NAME, [{"rfilename": name, "size": 1}])
+
+
+def test_a_refusal_fits_whatever_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escapes are counted: the kubelet cuts at 4,096 bytes, in mid-JSON."""
+    report = tmp_path / "report"
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise FetchError("ModelNotFound", "\U0001f600" * 2000)
+
+    monkeypatch.setenv("TRIMTAB_TERMINATION_LOG", str(report))
+    monkeypatch.setattr(Downloader, "fetch", refuse)
+    monkeypatch.setattr("trimtab_workers.fetch.logs.configure", lambda: None)
+    arguments = ["--repository", NAME, "--revision", "f" * 40, "--directory", str(tmp_path)]
+    assert main(arguments) == 1
+    assert report.stat().st_size <= 4096
+    assert json.loads(report.read_text())["reason"] == "ModelNotFound"

@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from trimtab_workers.termination import fitting
 from trimtab_workers.web import logs
 
 if TYPE_CHECKING:
@@ -391,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(document: Mapping[str, Any]) -> None:
     path = Path(os.environ.get("TRIMTAB_TERMINATION_LOG", "/dev/termination-log"))
     try:
-        path.write_text(json.dumps(document))
+        path.write_text(fitting(document))
     except OSError as error:
         log.warning("no_termination_log", extra={"path": str(path), "reason": str(error)})
 

@@ -8,19 +8,17 @@ is the engine's to decide, so that a model that passes is one that a worker can 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from trimtab.planning.architecture import Architecture, UnsupportedArchitectureError
 from trimtab_workers.engine.errors import CheckpointError, UnsupportedModelError
 from trimtab_workers.engine.weights.inspect import inspect_checkpoint
 from trimtab_workers.fingerprint import machine
+from trimtab_workers.termination import fitting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-_MESSAGE_BYTES: Final = 4096
+    from collections.abc import Sequence
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -42,26 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     message = inspect(arguments.path)
     machine.log("inspected", level="info" if message["ok"] else "error", **message)
-    machine.report(_fitting(message))
+    machine.report(fitting(message))
     return 0
-
-
-def _fitting(message: Mapping[str, Any]) -> str:
-    """Return the message as JSON; a refusal's sentence is cut to what fits.
-
-    Foreign names are part of it, and escaped a character may take twelve bytes.
-    """
-    text = json.dumps(message, separators=(",", ":"))
-    sentence = message.get("message", "")
-    while len(text) > _MESSAGE_BYTES and sentence:
-        sentence = sentence[: len(sentence) * 3 // 4]
-        text = json.dumps({**message, "message": f"{sentence}…"}, separators=(",", ":"))
-    if len(text) > _MESSAGE_BYTES:
-        raise RuntimeError(
-            f"The inspection message has {len(text)} bytes, more than {_MESSAGE_BYTES}. "
-            "This is a bug; please report it with the model's config.json."
-        )
-    return text
 
 
 def _verdict(path: Path) -> dict[str, Any]:
