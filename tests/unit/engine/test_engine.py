@@ -19,6 +19,7 @@ from trimtab_workers.engine.errors import (
     DrainingError,
     EngineError,
     InvalidRequestError,
+    ModelCorruptError,
     ModelUnavailableError,
     QueueFullError,
     UnknownModelError,
@@ -310,13 +311,31 @@ def test_a_removed_model_leaves_no_gauges(tmp_path: Path):
     assert left == {"trimtab_engine_model_state"}
 
 
-def test_a_dead_engine_thread_leaves_no_request_waiting(monkeypatch: pytest.MonkeyPatch):
+class Panic(BaseException):
+    """Like a panic of the Rust tokenizer, which is no Exception."""
+
+
+def test_a_tokenizer_that_panics_fails_its_model(monkeypatch: pytest.MonkeyPatch, glass_en: Path):
+    """A tokenizer file that makes its library panic is a model's failure, not the engine's."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr("trimtab_workers.engine.boot.load_tokenizer", panic)
+    with pytest.raises(ModelCorruptError, match="Panic: index out of bounds"):
+        an_engine(glass_en)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, Panic])
+def test_a_dead_engine_thread_leaves_no_request_waiting(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+):
     """What ran gets an error, not a shorter answer, and what comes later is refused at once."""
     engine = an_engine()
     monkeypatch.setattr(engine, "load", lambda: None)
 
     def broken() -> bool:
-        raise RuntimeError("broken")
+        raise kind("broken")
 
     monkeypatch.setattr(engine, "step", broken)
     running = submit(engine, a_request("running"))

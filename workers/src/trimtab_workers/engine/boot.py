@@ -34,7 +34,9 @@ def open_tenant(tenant: Tenant) -> bool:
     except EngineError as error:
         fail(tenant, error)
         return False
-    except Exception as error:  # noqa: BLE001 - foreign files and their libraries raise anything
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of the Rust tokenizer is no Exception
         problem = ModelCorruptError(
             f"Model {tenant.spec.name}: its tokenizer or configuration cannot be read "
             f"({type(error).__name__}: {error}). Fetch it again."
@@ -107,7 +109,9 @@ def load_tenant(tenant: Tenant, arena: Arena, memory: ArenaMemory) -> bool:
             tenant.checkpoint.close()
     except EngineError as error:
         problem: EngineError = error
-    except Exception as error:  # noqa: BLE001 - libraries that read foreign bytes raise anything
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of a Rust reader is no Exception
         problem = ModelCorruptError(
             f"Model {tenant.spec.name}: its weights cannot be read: {error}. Fetch them again."
         )

@@ -302,7 +302,7 @@ class Engine:
                 if not self.step():
                     self._wake.wait(_IDLE_WAIT_SECONDS)
                     self._wake.clear()
-        except Exception as error:
+        except BaseException as error:  # NB: a panic of the Rust tokenizer is no Exception
             self._dead = f"The engine thread ended: {error}. Restart the worker and report its log."
             log.exception("engine_thread_ended")
         finally:
