@@ -294,6 +294,25 @@ def test_a_request_that_meets_a_removal_is_refused(tmp_path: Path):
     assert engine.idle
 
 
+def test_a_request_that_outlives_its_model_ends_with_an_error(tmp_path: Path):
+    """An answer that a removal cuts short after 30 s is a 503, not a shorter answer."""
+    clock = VirtualClock()
+    engine = an_engine(clock=clock)
+    running = submit(engine, a_request("r", max_tokens=500))
+    engine.step()
+    other = ModelSpec(name="other", path=tmp_path / "gone")
+    newer = dataclasses.replace(engine.config, revision=2, models=(other,))
+    engine._post(lambda: engine._apply(newer))
+    engine.step()
+    assert running[-1].error is None
+    clock.advance(31)
+    engine.step()
+    assert running[-1].finish_reason is None
+    assert isinstance(running[-1].error, ModelUnavailableError)
+    assert "was removed" in running[-1].error.message
+    assert engine.idle
+
+
 def test_a_removed_model_leaves_no_gauges(tmp_path: Path):
     """Of a model that is gone only counters remain, so that a later one of its name stands alone."""
     engine = an_engine()

@@ -481,8 +481,14 @@ class Engine:
         if scheduler is not None and deadline is not None:
             if scheduler.has_work and self.clock.now() < deadline:
                 return
+            error = ModelUnavailableError(
+                f"The model {tenant.spec.name!r} was removed from this worker, and this request was "
+                f"not done within {REMOVAL_SECONDS:.0f} s. Send it again.",
+                param="model",
+                retry_after_seconds=5,
+            )
             for sequence in list(scheduler):
-                end_early(tenant, scheduler, sequence, now=self.clock.now(), error=None)
+                end_early(tenant, scheduler, sequence, now=self.clock.now(), error=error)
         if self._arena is not None:
             self._arena.release(tenant.spec.name)
         self._tenants.pop(tenant.spec.name, None)
