@@ -324,10 +324,38 @@ def test_priority_wins_then_age():
     found = {p.name: p for p in plan(an_intent("old"), young, pools=one).intents}
     assert found["old"].verdict == "Planned"
     assert found["young"].reason == "NoCapacity"
-    assert "held by 1 other intents" in found["young"].message
+    assert "come first (old)" in found["young"].message
     urgent = replace(young, priority=1)
     found = {p.name: p for p in plan(an_intent("old"), urgent, pools=one).intents}
     assert found["young"].verdict == "Planned"
+
+
+def test_priority_takes_nothing_from_what_serves():
+    """A newcomer of any priority waits for what serves, is told who that is, and nothing is full."""
+    low, high = an_intent("low"), an_intent("high", priority=10)
+    one = (a_pool(threads=1),)
+    found = {
+        p.name: p
+        for p in plan(low, high, pools=one, assignments=(_running("uid-low", threads=1),)).intents
+    }
+    assert (found["low"].verdict, found["low"].nodes) == ("Planned", (("n0", 1),))
+    assert (found["high"].verdict, found["high"].reason) == ("Unplanned", "NoCapacity")
+    assert "(low)" in found["high"].message
+    assert "raise spec.priority" not in found["high"].message
+
+
+def test_what_runs_without_a_plan_is_held():
+    """Pods that no option describes any more still compute: their thread is nobody else's."""
+    pinned = an_intent("low", constraints=Constraints(precisions=("int4",)))
+    broken = an_intent("low", model=a_model(depth=0))
+    high = an_intent("high", priority=10)
+    for low in (pinned, broken):
+        running = (replace(_running("uid-low", threads=1), memory_bytes=GIB),)
+        found = {
+            p.name: p
+            for p in plan(low, high, pools=(a_pool(threads=1),), assignments=running).intents
+        }
+        assert (found["high"].verdict, found["high"].reason) == ("Unplanned", "NoCapacity")
 
 
 def test_what_runs_for_an_intent_outside_this_plan_keeps_its_threads():

@@ -50,9 +50,12 @@ class Ledger:
         self._add(option.config, option.memory_bytes, nodes, sign=1)
 
     def hold(self, config: Config, nodes: Nodes, *, memory_bytes: int) -> None:
-        """Reserve what replicas use that no plan of this round decides about."""
-        known = [(n, c) for n, c in nodes if n in self._threads]
-        self._add(config, memory_bytes, known, sign=-1)
+        """Reserve what replicas use that are there, whether or not there is room."""
+        self._add(config, memory_bytes, self._known(nodes), sign=-1)
+
+    def let_go(self, config: Config, nodes: Nodes, *, memory_bytes: int) -> None:
+        """Give back what was held."""
+        self._add(config, memory_bytes, self._known(nodes), sign=1)
 
     def slots(self, option: Option) -> int:
         """Return how many replicas fit beside what is taken."""
@@ -66,6 +69,9 @@ class Ledger:
     def threads(self) -> int:
         """Return the whole threads that are left."""
         return sum(max(0, t) for t in self._threads.values())
+
+    def _known(self, nodes: Nodes) -> Nodes:
+        return tuple((node, count) for node, count in nodes if node in self._threads)
 
     def _slots(self, node: str, option: Option) -> int:
         if self._model.get(node) != option.config.cpu_model:

@@ -10,6 +10,8 @@ from trimtab.planning.plan import Reason
 from trimtab.planning.snapshot import IntentView
 from trimtab.planning.workload import PlannedLoad
 
+_SHOWN_HOLDERS = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -17,6 +19,32 @@ class Problem:
 
     reason: Reason
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holders:
+    """Who else has a share of the fleet.
+
+    Attributes:
+        names: Intents of the same namespace.
+        elsewhere: How many intents of other namespaces, which are not named to this one.
+        all_serve: Whether each of them serves already, so that priority changes nothing.
+    """
+
+    names: tuple[str, ...] = ()
+    elsewhere: int = 0
+    all_serve: bool = False
+
+    def described(self) -> str:
+        """Return them as the end of a sentence."""
+        shown = ", ".join(self.names[:_SHOWN_HOLDERS])
+        unnamed = len(self.names[_SHOWN_HOLDERS:])
+        parts = [shown] if shown else []
+        if unnamed:
+            parts.append(f"{unnamed} more of this namespace")
+        if self.elsewhere or not parts:
+            parts.append(f"{self.elsewhere} of other namespaces")
+        return " and ".join(parts)
 
 
 def no_fit(intent: IntentView, judged: Sequence[Judged], fleet: Ledger) -> Problem | None:
@@ -63,7 +91,7 @@ def unmet(
     judged: Sequence[Judged],
     unloaded: Sequence[Judged],
     fleet: Ledger,
-    holders: int,
+    holders: Holders,
 ) -> Problem:
     """Return why no option that meets the objective can be placed.
 
@@ -73,7 +101,7 @@ def unmet(
         judged: Every option, in order of preference, placeable or not.
         unloaded: The options as one request alone would see them.
         fleet: Nodes before any intent took its share.
-        holders: How many other intents hold a share.
+        holders: Which other intents hold a share.
     """
     good = [j for j in judged if j.meets]
     if good and any(fleet.place(j.option) is not None for j in good):
@@ -86,19 +114,24 @@ def unmet(
 
 
 def _no_capacity(
-    intent: IntentView, good: Sequence[Judged], fleet: Ledger, holders: int
+    intent: IntentView, good: Sequence[Judged], fleet: Ledger, holders: Holders
 ) -> Problem:
     fitting = [j for j in good if fleet.place(j.option) is not None]
     least = min(fitting, key=lambda j: (j.option.replicas * j.option.config.threads, j.order))
     need = least.option.replicas * least.option.config.threads
+    remedy = (
+        "All of them serve, and priority takes nothing from what serves. Add a node, or lower what "
+        "they ask for."
+        if holders.all_serve
+        else "Add a node, raise spec.priority, or lower what the others ask for."
+    )
     return Problem(
         reason="NoCapacity",
         message=(
             f"{_name(intent)}: the objective needs at least "
             f"{describe_config(least.option.config, replicas=least.option.replicas)}, {need} "
-            f"threads, but the fleet's {fleet.threads()} threads are held by {holders} other "
-            "intents of the same or a higher priority. Add a node, raise spec.priority, or lower "
-            "what the others ask for."
+            f"threads, but the fleet's {fleet.threads()} threads are held by intents that serve or "
+            f"come first ({holders.described()}). {remedy}"
         ),
     )
 

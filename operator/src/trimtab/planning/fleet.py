@@ -1,17 +1,17 @@
 """The plan of the whole fleet: one decision per intent, pure and independent of input order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.planning.capacity import Ledger, Nodes
 from trimtab.planning.case import Case, prepare
-from trimtab.planning.diagnose import Problem, price_unknown, unmet
+from trimtab.planning.diagnose import Holders, Problem, price_unknown, unmet
 from trimtab.planning.explain import alternatives, binding, chosen
 from trimtab.planning.objectives import Judged, footprint
 from trimtab.planning.plan import FleetPlan, IntentPlan, Reason, Verdict
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.replan import keeps, switching_cost, was_edited
-from trimtab.planning.snapshot import FleetSnapshot, IntentView
+from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
 
     By priority, then age: first every intent gets room for the least that serves it, so that as
     few as possible stay unplaced; then each in turn takes its best option that still fits. Threads
-    and memory are never promised twice: a prediction on an oversubscribed node would be wrong.
+    and memory are never promised twice: a prediction on an oversubscribed node would be wrong. So
+    what runs holds its place until its own intent moves: priority decides about what is free.
     """
     cases = [
         _prepared(intent, snapshot=snapshot, policy=policy)
@@ -34,20 +35,23 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     ]
     cases.sort(key=lambda c: (-c.intent.priority, c.intent.created_seconds, c.intent.uid))
     ledger = _fleet(snapshot)
-    picks: dict[str, _Pick] = {}
+    running = _running(cases, snapshot)
+    for assignment in running.values():
+        _hold(ledger, assignment)
+    picks = _floors(cases, ledger, running)
     for case in cases:
-        floor = _floor(case, ledger)
-        if floor is not None:
-            ledger.take(floor.judged.option, floor.nodes)
-            picks[case.intent.uid] = floor
-    for case in cases:
+        ours = running.get(case.intent.uid)
         floor = picks.pop(case.intent.uid, None)
         if floor is not None:
             ledger.release(floor.judged.option, floor.nodes)
+        else:
+            _let_go(ledger, ours)
         pick = _choose(case, ledger, snapshot=snapshot, policy=policy)
         if pick is not None:
             ledger.take(pick.judged.option, pick.nodes)
             picks[case.intent.uid] = pick
+        else:
+            _hold(ledger, ours)
     plans = [_explained(case, picks, ledger, snapshot=snapshot, policy=policy) for case in cases]
     plans.sort(key=lambda p: (p.namespace, p.name, p.uid))
     return FleetPlan(intents=tuple(plans), policy=policy.digest())
@@ -74,6 +78,52 @@ def _fleet(snapshot: FleetSnapshot) -> Ledger:
         if assignment.intent_uid not in decided:
             ledger.hold(assignment.config, assignment.nodes, memory_bytes=assignment.memory_bytes)
     return ledger
+
+
+def _running(cases: Sequence[Case], snapshot: FleetSnapshot) -> dict[str, Assignment]:
+    """Return what the intents of this round run, by uid."""
+    decided = {case.intent.uid for case in cases if case.intent.model is not None}
+    return {
+        a.intent_uid: a for a in snapshot.assignments if a.intent_uid in decided and a.replicas > 0
+    }
+
+
+def _floors(
+    cases: Sequence[Case], ledger: Ledger, running: Mapping[str, Assignment]
+) -> dict[str, _Pick]:
+    """Take the least of every intent, what runs first: a newcomer never leaves it without a place."""
+    floors: dict[str, _Pick] = {}
+    for case in sorted(cases, key=lambda c: c.intent.uid not in running):
+        ours = running.get(case.intent.uid)
+        _let_go(ledger, ours)
+        floor = _floor(case, ledger)
+        if floor is not None:
+            ledger.take(floor.judged.option, floor.nodes)
+            floors[case.intent.uid] = floor
+        else:
+            _hold(ledger, ours)
+    return floors
+
+
+def _hold(ledger: Ledger, assignment: Assignment | None) -> None:
+    """Reserve what runs until its own intent is decided about, and if nothing is found for it."""
+    if assignment is not None:
+        ledger.hold(assignment.config, _located(assignment), memory_bytes=assignment.memory_bytes)
+
+
+def _let_go(ledger: Ledger, assignment: Assignment | None) -> None:
+    if assignment is not None:
+        ledger.let_go(assignment.config, _located(assignment), memory_bytes=assignment.memory_bytes)
+
+
+def _located(assignment: Assignment) -> Nodes:
+    """Return where the replicas are; the pods that a roll has beyond them are passing."""
+    left = assignment.replicas
+    found: list[tuple[str, int]] = []
+    for node, count in sorted(assignment.nodes):
+        found.append((node, min(count, left)))
+        left -= found[-1][1]
+    return tuple(found)
 
 
 def _acceptable(case: Case) -> list[Judged]:
@@ -144,7 +194,8 @@ def _explained(
 ) -> IntentPlan:
     intent, load = case.intent, case.load
     pick = picks.get(intent.uid)
-    problem = _problem(case, pick, picks, _fleet(snapshot))
+    holders = _holders(intent, picks, snapshot)
+    problem = _problem(case, pick, holders, _fleet(snapshot))
     message = problem.message if problem else ""
     if pick is not None and load is not None:
         said = chosen(intent, pick.judged, load)
@@ -199,9 +250,7 @@ def _best_of_others(case: Case) -> list[Judged]:
     return found
 
 
-def _problem(
-    case: Case, pick: _Pick | None, picks: dict[str, _Pick], fleet: Ledger
-) -> Problem | None:
+def _problem(case: Case, pick: _Pick | None, holders: Holders, fleet: Ledger) -> Problem | None:
     if case.problem is not None:
         return case.problem
     if pick is not None and pick.judged.meets:
@@ -216,7 +265,22 @@ def _problem(
         judged=case.every,
         unloaded=case.unloaded,
         fleet=fleet,
-        holders=len(picks) - (1 if pick else 0),
+        holders=holders,
+    )
+
+
+def _holders(intent: IntentView, picks: Mapping[str, _Pick], snapshot: FleetSnapshot) -> Holders:
+    """Return who else has a share, by plan or by pods; other namespaces' names stay theirs."""
+    serving = {a.intent_uid for a in snapshot.assignments if a.replicas > 0}
+    others = [
+        other
+        for other in snapshot.intents
+        if other.uid != intent.uid and (other.uid in picks or other.uid in serving)
+    ]
+    return Holders(
+        names=tuple(sorted(o.name for o in others if o.namespace == intent.namespace)),
+        elsewhere=sum(o.namespace != intent.namespace for o in others),
+        all_serve=all(o.uid in serving for o in others),
     )
 
 
