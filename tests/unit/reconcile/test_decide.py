@@ -144,12 +144,28 @@ def test_a_little_more_load_rolls_nothing() -> None:
     """Within a generation the running sizes stay while they suffice."""
     first = an_observed()
     seen = placed(first)
-    option = an_option(arena_bytes=400 * 2**20, memory_bytes=950 * 2**20)
+    option = an_option(arena_bytes=400 * 2**20, memory_bytes=920 * 2**20)
     moved = an_observed(
         first.record, deployment=seen.deployment, plan=a_plan(first.record, option=option)
     )
     template = of_kind(decide(moved, settings=SETTINGS), "Deployment")["spec"]["template"]
     assert template == of_kind(decide(first, settings=SETTINGS), "Deployment")["spec"]["template"]
+
+
+def test_more_memory_than_estimated_rolls() -> None:
+    """A measurement that finds 5 % more beside the arena raises the limit before the pod dies of it."""
+    first = an_observed()
+    arena, beside = 384 * 2**20, 516 * 2**20
+    for growth, limit in ((104, "900Mi"), (106, "931Mi")):
+        option = an_option(arena_bytes=arena, memory_bytes=arena + beside * growth // 100)
+        measured = an_observed(
+            first.record,
+            deployment=placed(first).deployment,
+            plan=a_plan(first.record, option=option),
+        )
+        template = of_kind(decide(measured, settings=SETTINGS), "Deployment")["spec"]["template"]
+        limits = template["spec"]["containers"][0]["resources"]["limits"]
+        assert limits["memory"] == limit
 
 
 def test_another_precision_rolls() -> None:

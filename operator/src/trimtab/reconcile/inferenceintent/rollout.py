@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ANNOTATION: Final = f"{GROUP}/rollout"
 _SLACK: Final = 0.8
+# A measurement that differs by its noise rolls nothing; more than that, and the limit would kill.
+_MEMORY_GROWTH: Final = 1.05
 _MIN_DRAIN_SECONDS, _MAX_DRAIN_SECONDS = 45, 600
 
 
@@ -77,7 +79,8 @@ def next_rollout(
     """Return what to run for a plan; None if it has no option.
 
     Within a generation of the intent, a plan that keeps the configuration and needs no larger
-    arena keeps the running sizes too: a little more or less load is no reason to roll.
+    arena keeps the running sizes too: a little more or less load is no reason to roll. What the
+    process needs beside its arena does not depend on the load: the limit must hold it.
     """
     option = plan.option
     if option is None:
@@ -102,6 +105,7 @@ def next_rollout(
         before.arena_bytes >= _SLACK * after.arena_bytes
         and before.max_model_len >= _SLACK * after.max_model_len
         and before.max_seqs >= _SLACK * after.max_seqs
+        and _beside_arena(after) <= _MEMORY_GROWTH * _beside_arena(before)
     )
     if before.generation == after.generation and sizes_do:
         return before
@@ -111,6 +115,10 @@ def next_rollout(
     ):
         return dataclasses.replace(after, nodes=before.nodes)
     return after
+
+
+def _beside_arena(rollout: Rollout) -> int:
+    return rollout.memory_bytes - rollout.arena_bytes
 
 
 def drain_seconds(*, max_output_tokens: int, tpot_us: int) -> int:
