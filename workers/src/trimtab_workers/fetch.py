@@ -92,11 +92,13 @@ def select(repository: str, siblings: Sequence[Mapping[str, Any]]) -> list[Remot
             "put the one you want on a persistentVolumeClaim.",
         )
     if not tensors and not gguf:
-        if any(Path(f.name).suffix in _PICKLES for f in files):
+        pickles = [f.name for f in files if Path(f.name).suffix in _PICKLES]
+        if pickles:
             raise FetchError(
                 "PickleRefused",
-                f"Repository {repository} holds its weights as pickles, which can run code when "
-                "they are read. Use a revision with safetensors or GGUF files.",
+                f"Repository {repository} holds its weights as pickles ({', '.join(pickles[:3])}), "
+                "which can run code when they are read. Use a revision with safetensors or GGUF "
+                "files.",
             )
         raise FetchError(
             "ModelNotFound",
