@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +24,7 @@ from trimtab.observe.intents import FingerprintProgress, ObservedIntent, Shown
 from trimtab.observe.records import config_map, deployment, pod
 from trimtab.observe.workers import ModelState, WorkerState
 from trimtab.reconcile.inferenceintent.decide import decide
+from trimtab.reconcile.inferenceintent.gather import unplaced
 from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
 from trimtab.settings import Sources
 
@@ -322,6 +325,49 @@ def test_an_old_model_set_stays_while_a_pod_uses_it() -> None:
     )
     assert used
     assert [d.name for d in plan.deletions] == ["chat-x-00000000"]
+
+
+def test_a_roll_without_room_is_told_while_old_replicas_serve() -> None:
+    """After a minute Placed is False with the scheduler's words and the remedy; Serving stays True."""
+    rolling = placed(an_observed(), updatedReplicas=0)
+    template = of_kind(decide(an_observed(), settings=SETTINGS), "Deployment")["spec"]["template"]
+    said = "0/1 nodes are available: 1 Insufficient memory."
+    unscheduled = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": said,
+        "lastTransitionTime": "2026-11-23T00:00:00Z",
+    }
+    new = pod(
+        {
+            "metadata": {"name": "new", "namespace": "team-a", "uid": "new"} | template["metadata"],
+            "status": {"phase": "Pending", "conditions": [unscheduled]},
+        }
+    )
+    pods = (*rolling.pods, new)
+
+    def judged(second: int, pods: Any = pods) -> Plan:
+        now = datetime(2026, 11, 23, 0, second // 60, second % 60, tzinfo=UTC)
+        seen = dataclasses.replace(
+            rolling, pods=pods, unplaced=unplaced(pods, now=now, seconds=lambda s: s)
+        )
+        return decide(seen, settings=SETTINGS)
+
+    early, late = judged(10), judged(61)
+    assert conditions(early)["Placed"].status == "True"
+    assert early.requeue_after_seconds == pytest.approx(50.5)
+    for kind in ("Placed", "Ready"):
+        found = conditions(late)[kind]
+        assert (found.status, found.reason) == ("False", "PendingReplicas")
+        assert said in found.message
+        assert "900Mi of free memory" in found.message
+        assert "Old replicas serve" in found.message
+    assert conditions(late)["Serving"].status == "True"
+    assert late.deletions == ()
+    # An old pod that drains gives its memory back: that is no stuck roll.
+    draining = dataclasses.replace(rolling.pods[0], name="old", deleting=True)
+    assert conditions(judged(61, (*pods, draining)))["Placed"].status == "True"
 
 
 def test_model_sets_stay_while_the_deployment_rolls() -> None:

@@ -40,6 +40,18 @@ class FingerprintProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unplaced:
+    """Pods that no node has room for.
+
+    `long` are the uids of those that wait longer than a roll usually does; the first of the others
+    joins them in `next_in_seconds`.
+    """
+
+    long: frozenset[str] = frozenset()
+    next_in_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
     """Observed figures as a status shows them: two digits, moved at most once a minute.
 
@@ -67,6 +79,7 @@ class ObservedIntent:
         deployment: The worker's Deployment.
         pods: Worker pods.
         workers: What they say, by pod uid.
+        unplaced: Which pods wait for the scheduler for long.
         model_sets: ConfigMaps of plans, present and past.
         jobs: Inspection Jobs of this intent.
         facts: ConfigMaps `model-…` of this intent.
@@ -91,6 +104,7 @@ class ObservedIntent:
     deployment: DeploymentRecord | None = None
     pods: tuple[PodRecord, ...] = ()
     workers: Mapping[str, WorkerState] = field(default_factory=dict)
+    unplaced: Unplaced = Unplaced()
     model_sets: tuple[ConfigMapRecord, ...] = ()
     jobs: tuple[JobRecord, ...] = ()
     facts: tuple[ConfigMapRecord, ...] = ()

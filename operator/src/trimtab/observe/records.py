@@ -111,6 +111,8 @@ class PodRecord(Record):
     running: bool
     restarts: int
     unschedulable: str
+    """What the scheduler says of a pod that it cannot place; empty otherwise."""
+    unschedulable_since: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,8 +253,10 @@ def pod(body: Body) -> PodRecord:
     state, last = main.get("state") or {}, main.get("lastState") or {}
     waiting = state.get("waiting") or {}
     scheduled = conditions.get("PodScheduled") or {}
+    common = _common(body)
+    unplaced = scheduled.get("status") == "False" and status.get("phase") == "Pending"
     return PodRecord(
-        **_common(body),
+        **common,
         node=spec.get("nodeName") or "",
         address=status.get("podIP") or "",
         ready=_true(conditions.get("Ready")),
@@ -262,9 +266,10 @@ def pod(body: Body) -> PodRecord:
         running="running" in state,
         restarts=int(main.get("restartCount") or 0),
         unschedulable=(
-            str(scheduled.get("message") or scheduled.get("reason") or "")
-            if scheduled.get("status") == "False" and status.get("phase") == "Pending"
-            else ""
+            str(scheduled.get("message") or scheduled.get("reason") or "") if unplaced else ""
+        ),
+        unschedulable_since=(
+            str(scheduled.get("lastTransitionTime") or common["created"]) if unplaced else ""
         ),
     )
 

@@ -81,6 +81,7 @@ def _appointment(observed: ObservedIntent) -> float | None:
     times = [
         observed.inspection.retry_in_seconds if observed.inspection else None,
         observed.fingerprints.hold_ends_in_seconds,
+        observed.unplaced.next_in_seconds,
     ]
     return min((t for t in times if t is not None), default=None)
 

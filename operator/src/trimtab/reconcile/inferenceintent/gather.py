@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL
-from trimtab.observe.intents import ObservedIntent
+from trimtab.observe.intents import ObservedIntent, Unplaced
 from trimtab.reconcile.inferenceintent import jobs
 from trimtab.reconcile.inferenceintent.inspecting import inspection, inspection_pods
 from trimtab.reconcile.labels import Owner
@@ -15,11 +16,16 @@ from trimtab.reconcile.naming import model_name
 from trimtab.reconcile.snapshot import declared_load, parse_intent, usable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
     from trimtab.observe.intents import LoadSource
-    from trimtab.observe.records import IntentRecord
+    from trimtab.observe.records import IntentRecord, PodRecord
     from trimtab.planning.snapshot import Load
     from trimtab.reconcile.world import World
+
+_UNPLACED_SECONDS: Final = 60.0
+"""So long a pod may wait for the scheduler before its roll counts as stuck. Decision."""
 
 
 def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
@@ -70,6 +76,7 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
         workers={
             p.uid: world.worker_states[p.uid] for p in workers if p.uid in world.worker_states
         },
+        unplaced=unplaced(workers, now=world.utcnow(), seconds=settings.policy_seconds),
         model_sets=tuple(
             m
             for m in maps
@@ -86,6 +93,32 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
         shown=world.shown_of(record.uid),
         fleet_revision=current.revision,
     )
+
+
+def unplaced(
+    pods: Sequence[PodRecord], *, now: datetime, seconds: Callable[[float], float]
+) -> Unplaced:
+    """Return which worker pods wait too long; none while an old one drains and will make room."""
+    if any(pod.deleting for pod in pods):
+        return Unplaced()
+    rest = seconds(_UNPLACED_SECONDS)
+    left = {
+        # A clock that jumped must not hide a stuck pod for longer than its rest.
+        pod.uid: min(rest, rest - (now - _time(pod.unschedulable_since, now)).total_seconds())
+        for pod in pods
+        if pod.unschedulable
+    }
+    return Unplaced(
+        long=frozenset(uid for uid, remaining in left.items() if remaining <= 0),
+        next_in_seconds=min((r + 0.5 for r in left.values() if r > 0), default=None),
+    )
+
+
+def _time(text: str, otherwise: datetime) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        return otherwise
 
 
 def _load(

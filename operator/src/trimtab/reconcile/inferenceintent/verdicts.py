@@ -6,17 +6,20 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from trimtab.api.v1alpha1.conditions import Condition, ConditionType, Truth
+from trimtab.api.v1alpha1.names import PLAN_DIGEST_ANNOTATION
 from trimtab.api.v1alpha1.reasons import Reason
 from trimtab.observe.inspections import stated_refusal
 from trimtab.observe.traffic import FEWEST_REQUESTS
 from trimtab.observe.workers import SERVING_STATES
+from trimtab.reconcile.inferenceintent.rollout import of_annotations
+from trimtab.reconcile.pods import mebibytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from trimtab.observe.inspections import Inspection
     from trimtab.observe.intents import ObservedIntent
-    from trimtab.observe.records import PodRecord
+    from trimtab.observe.records import DeploymentRecord, PodRecord
     from trimtab.reconcile.inferenceintent.policies import Violation
 
 _PULL_FAILURES: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
@@ -173,6 +176,10 @@ def _rolled(observed: ObservedIntent, *, plan_digest: str) -> Condition:
     rolling = deployment.updated_replicas < deployment.replicas or present > deployment.replicas
     # Old replicas serve until new ones do, so a roll that waits takes nothing away.
     serves: Truth = "True" if deployment.available_replicas else "False"
+    stuck = _stuck(observed, deployment)
+    if stuck is not None:
+        message = f"Pod {stuck.name} cannot be scheduled: {stuck.unschedulable}{_room(deployment)}"
+        return condition(observed, kind, "False", obstacle_reason(stuck.unschedulable), message)
     waiting = next((p for p in observed.pods if p.unschedulable and not p.deleting), None)
     if waiting is not None:
         message = f"Pod {waiting.name} cannot be scheduled: {waiting.unschedulable}"
@@ -195,6 +202,30 @@ def _rolled(observed: ObservedIntent, *, plan_digest: str) -> Condition:
         return condition(observed, kind, "True", Reason.REPLICAS_NOT_OURS, message)
     message = f"{name} has {deployment.replicas} replicas as planned."
     return condition(observed, kind, "True", Reason.PLACED, message)
+
+
+def _stuck(observed: ObservedIntent, deployment: DeploymentRecord) -> PodRecord | None:
+    """Return a pod of the present template that waits for the scheduler for long.
+
+    Old replicas keep serving and are routed to, which `Serving` says. `Placed` is False, and so
+    `Ready`: the plan that the status shows is not what serves, and nothing but room changes that.
+    """
+    for pod in observed.pods:
+        current = pod.annotations.get(PLAN_DIGEST_ANNOTATION) == deployment.plan_digest
+        if pod.uid in observed.unplaced.long and pod.unschedulable and current:
+            return pod
+    return None
+
+
+def _room(deployment: DeploymentRecord) -> str:
+    """Say what would let the pod be scheduled."""
+    rollout = of_annotations(deployment.annotations)
+    size = f" with {mebibytes(rollout.memory_bytes)} of free memory" if rollout else ""
+    serving = " Old replicas serve until then." if deployment.available_replicas else ""
+    return (
+        " New replicas start beside old ones, so that no request is lost: one node needs room for "
+        f"one more{size}. Free it by scaling down other workloads, or add a node.{serving}"
+    )
 
 
 def _refusal_reason(text: str) -> Reason:
