@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +15,9 @@ from trimtab.reconcile.execute import Executor
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.plan import Deletion, Plan
 
+if TYPE_CHECKING:
+    from trimtab.observe.cache import Change
+
 
 class PlayedWriter:
     """Answers like the API server: the applied object with the next resourceVersion."""
@@ -23,6 +26,7 @@ class PlayedWriter:
 
     def __init__(self) -> None:
         self.version = 10
+        self.generation = 1
         self.writes: list[tuple[str, str, str]] = []
         self.refuse: dict[str, Exception] = {}
         self.status: dict[str, Any] = {}
@@ -36,7 +40,7 @@ class PlayedWriter:
         name = manifest["metadata"]["name"]
         meta = manifest["metadata"] | {
             "resourceVersion": str(self.version),
-            "generation": 1,
+            "generation": self.generation,
             "uid": manifest["metadata"].get("uid") or f"uid-{name}",
         }
         return manifest | {"metadata": meta}
@@ -62,6 +66,7 @@ class Bench:
         self.caches = Caches()
         self.writer = PlayedWriter()
         self.changes: list[str] = []
+        self.seen: list[Change[Any]] = []
         self.record = a_record()
         self.caches.inferenceintents._store(self.record)
         self.executor = Executor(
@@ -69,8 +74,12 @@ class Bench:
             self.caches,
             utcnow=lambda: datetime(2026, 11, 23, tzinfo=UTC),
             instance="op-1",
-            changed=lambda plural, _: self.changes.append(plural),
+            changed=self._changed,
         )
+
+    def _changed(self, plural: str, change: Change[Any]) -> None:
+        self.changes.append(plural)
+        self.seen.append(change)
 
     def plan(self, **changes: Any) -> Plan:
         return decide(an_observed(self.record, **changes), settings=SETTINGS)
@@ -108,6 +117,15 @@ async def test_a_second_equal_step_writes_nothing() -> None:
     bench.writer.writes.clear()
     await bench.run(plan)
     assert bench.writer.writes == []
+
+
+async def test_an_edit_that_a_status_write_brings_is_passed_on() -> None:
+    """The answer holds an edit made meanwhile; its event comes too late to wake anybody."""
+    bench = Bench()
+    bench.writer.generation = 2
+    await bench.run()
+    edits = [c for c in bench.seen if c.before and c.before.generation != c.record.generation]
+    assert [c.record.name for c in edits if c.record.uid == bench.record.uid] == ["chat"]
 
 
 async def test_an_edited_child_is_applied_again() -> None:

@@ -13,7 +13,7 @@ from trimtab.api.v1alpha1.names import API_VERSION, OWNER_UID_LABEL
 from trimtab.api.v1alpha1.reasons import Reason
 from trimtab.kube.errors import Fault, FaultKind, classify
 from trimtab.kube.events import event
-from trimtab.kube.resources import resource_of
+from trimtab.kube.resources import INTENT, resource_of
 from trimtab.observe.digests import digest
 from trimtab.reconcile.inferenceintent.transitions import transitions
 from trimtab.reconcile.pacing import Outcome
@@ -187,8 +187,11 @@ class Executor:
                 "status": json.loads(json.dumps(status)),
             }
         )
-        written, _ = self._intents.put(answer)
+        written, change = self._intents.put(answer)
         self._statuses[subject.uid] = _Remembered(wanted, digest(written.status))
+        if change is not None:
+            # It may bring an edit made meanwhile, whose own event will tell nothing new any more.
+            self._changed(INTENT.plural, change)
         return True
 
     async def tell(self, record: EventRecord, subject: IntentRecord) -> None:
