@@ -119,6 +119,7 @@ GOOD = {"v": 1, "revision": 1, "models": [{"name": "m", "path": "a"}]}
         ({"device": "cuda"}, "device is 'cuda'"),
         ({"threads": 0}, "threads is 0"),
         ({"max_batch_tokens": True}, "max_batch_tokens is True"),
+        ({"max_seqs": 65, "max_batch_tokens": 64}, "max_seqs is 65, more .* of 64.*Lower max_seqs"),
         ({"pressure": "remap"}, "pressure is 'remap'"),
         ({"limits": {"alpha": 1}}, "unknown field 'alpha'"),
         ({"extra": 1}, "unknown field 'extra'"),

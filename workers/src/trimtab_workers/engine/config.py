@@ -159,14 +159,23 @@ def parse_config(document: object, *, model_root: Path, file: Path | None = None
             f"The model set's field device is {device!r}, but this engine runs on 'cpu' only. "
             "Set device to 'cpu'."
         )
+    batch_tokens = _integer(top, "max_batch_tokens", 512, minimum=BLOCK_TOKENS)
+    sequences = _integer(top, "max_seqs", min(256, batch_tokens), minimum=1)
+    if sequences > batch_tokens:
+        # Past the budget sequences would be starved of steps, the youngest for as long as it lasts.
+        raise ConfigError(
+            f"The model set's field max_seqs is {sequences}, more than its max_batch_tokens of "
+            f"{batch_tokens}, of which every sequence takes one in each step. "
+            "Lower max_seqs or raise max_batch_tokens."
+        )
     return EngineConfig(
         models=specs,
         revision=_integer(top, "revision", 0, minimum=0),
         threads=_integer(top, "threads", 1, minimum=1),
         memory_bytes=_optional_integer(top, "memory_bytes"),
         max_model_len=_optional_integer(top, "max_model_len"),
-        max_batch_tokens=_integer(top, "max_batch_tokens", 512, minimum=BLOCK_TOKENS),
-        max_seqs=_integer(top, "max_seqs", 256, minimum=1),
+        max_batch_tokens=batch_tokens,
+        max_seqs=sequences,
         pressure=_pressure(top.get("pressure", "recompute")),
         limits=_limits(top.get("limits")),
         advice=None if top.get("advice") is None else _mapping(top["advice"], "field advice"),
