@@ -60,5 +60,7 @@ async def lab(kubeconfig: Path) -> AsyncIterator[Lab]:
                 body={"metadata": {"finalizers": None}},
                 content_type=MERGE,
             )
+            # The next test's operator sees the whole cluster: its namespace goes too late for that.
+            await found.delete(INTENT, namespace, intent["metadata"]["name"])
         for name in (namespace, found.system):
             await client.request("DELETE", f"/api/v1/namespaces/{name}")

@@ -15,6 +15,7 @@ from trimtab.api.v1alpha1.names import OPERATOR
 from trimtab.handlers.watching import register
 from trimtab.kube.client import MERGE, KubeClient
 from trimtab.kube.errors import ApiError
+from trimtab.kube.names import routes
 from trimtab.kube.resources import (
     CHILDREN,
     CONFIG_MAP,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from trimtab.planning.snapshot import FleetSnapshot, IntentView
 
 STRATEGIC = "application/strategic-merge-patch+json"
+
+ROUTES = "trimtab-routes-"
 
 VERDICT = json.dumps(
     {
@@ -190,15 +193,26 @@ class PlayedAdmin:
         return {uid: answer if path == "/-/state" else None for uid, _ in addresses}
 
 
-class CountingWrites:
-    def __init__(self) -> None:
-        self.writes: list[tuple[str, str, str]] = []
-
+class Unobserved:
     def wrote(self, *, kind: str, verb: str, result: str) -> None:
-        self.writes.append((kind, verb, result))
+        pass
 
     def forbidden(self, *, verb: str, resource: str) -> None:
         pass
+
+
+class NotingWriter(Writer):
+    """Notes writes to a lab's own namespaces: the operator also writes for what others left behind."""
+
+    def __init__(self, client: KubeClient, *, lab: Lab, **rest: Any) -> None:
+        super().__init__(client, observer=Unobserved(), **rest)
+        self._lab = lab
+        self.writes: list[tuple[str, str]] = []
+
+    async def _write(self, method: str, path: str, resource: Resource, **rest: Any) -> Manifest:
+        if self._lab.owns(path):
+            self.writes.append((method, path))
+        return await super()._write(method, path, resource, **rest)
 
 
 class Lab:
@@ -208,6 +222,13 @@ class Lab:
         self.client = client
         self.namespace = namespace
         self.system = f"{namespace}-system"
+
+    def owns(self, path: str) -> bool:
+        """Whether an object is this lab's; routes of others' namespaces lie in its system namespace."""
+        name = path.rpartition("/")[2]
+        others = name.startswith(ROUTES) and name != routes(self.namespace)
+        places = (f"/namespaces/{n}/" for n in (self.namespace, self.system))
+        return any(place in path for place in places) and not others
 
     async def apply(self, manifest: Manifest, *, manager: str = "user") -> Manifest:
         resource, meta = resource_of(manifest), manifest["metadata"]
@@ -265,20 +286,28 @@ class Lab:
 
         return await self.wait(f"{kind}/{reason}", look)
 
-    async def job(self, namespace: str, component: str) -> Manifest:
+    async def job(
+        self, namespace: str, component: str, *, after: Manifest | None = None
+    ) -> Manifest:
+        """Return a Job that is not complete; `after` is the one before, which may linger."""
+        before = after["metadata"]["uid"] if after else ""
+
         async def look() -> Any:
             jobs = await self.list(JOB, namespace, f"app.kubernetes.io/component={component}")
             return [
                 j
                 for j in jobs
-                if not any(c["type"] == "Complete" for c in j["status"].get("conditions", ()))
+                if j["metadata"]["uid"] != before
+                and not any(c["type"] == "Complete" for c in j["status"].get("conditions", ()))
             ]
 
         return (await self.wait(f"{component} Job", look))[0]
 
-    async def end_job(self, namespace: str, component: str, message: str) -> Manifest:
+    async def end_job(
+        self, namespace: str, component: str, message: str, *, after: Manifest | None = None
+    ) -> Manifest:
         """Play the kubelet: the Job's pod ends with status 0 and this message."""
-        job = await self.job(namespace, component)
+        job = await self.job(namespace, component, after=after)
         selector = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
         pods = await self.wait("pod of the Job", lambda: self.list(POD, namespace, selector))
         container = pods[0]["spec"]["containers"][0]["name"]
@@ -357,6 +386,8 @@ class Lab:
             for resource in (INTENT, *CHILDREN):
                 for item in await self.list(resource, namespace):
                     meta = item["metadata"]
+                    if not self.owns(resource.path(namespace=namespace, name=meta["name"])):
+                        continue
                     found[f"{resource.plural}/{meta['name']}"] = meta["resourceVersion"]
         return found
 
@@ -388,7 +419,7 @@ class Running:
         self.settings = settings
         self.planner = PlayedPlanner()
         self.admin = PlayedAdmin()
-        self.counter = CountingWrites()
+        self.writes: list[tuple[str, str]] = []
         self.operator: Operator | None = None
 
     def steps(self, uid: str) -> int:
@@ -407,11 +438,11 @@ class Running:
         """Return once nothing was written for a while."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            before = len(self.counter.writes)
+            before = len(self.writes)
             await asyncio.sleep(seconds)
-            if len(self.counter.writes) == before:
+            if len(self.writes) == before:
                 return
-        raise AssertionError(f"the operator keeps writing: {self.counter.writes[-10:]}")
+        raise AssertionError(f"the operator keeps writing: {self.writes[-10:]}")
 
 
 @contextlib.asynccontextmanager
@@ -426,12 +457,13 @@ async def running(lab: Lab, **changes: Any) -> AsyncIterator[Running]:
     }
     found = Running(lab, Settings(**(fields | changes)))
     async with await KubeClient.connect(manager="trimtab-operator") as client:
-        writer = Writer(
+        writer = NotingWriter(
             client,
+            lab=lab,
             bucket=TokenBucket(rate_per_second=50, burst=100, clock=time.monotonic),
             may_write=lambda: True,
-            observer=found.counter,
         )
+        found.writes = writer.writes
         operator = Operator(
             settings=found.settings,
             client=client,
