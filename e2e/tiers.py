@@ -86,7 +86,7 @@ STAGES: tuple[Stage, ...] = (
     _pytest("contract", "contract", "tests/contract"),
     _pytest("chart", "chart", "tests/chart"),
     _pytest("control-plane", "control plane", *NOT_LONG, "tests/control_plane"),
-    _pytest("process", "process", *NOT_LONG, "e2e/process"),
+    _pytest("process", "process", *NOT_LONG, "-p", "no:randomly", "e2e/process"),
     _pytest("node", "node", *NOT_LONG, "-p", "no:randomly", "e2e/scenarios"),
     _pytest("long", "long", "-m", "long", "-p", "no:randomly", "e2e", "tests/control_plane"),
 )

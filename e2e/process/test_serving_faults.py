@@ -34,6 +34,28 @@ def _worker(stack: st.Stack) -> tuple[str, Process]:
     return uid, found
 
 
+# Runs first: figures of the last five minutes' requests leave the window one after another, and each
+# change of a rounded figure is a write. Quiet means that nobody has asked for that long.
+def test_quiet_system_writes_nothing(
+    stack: st.Stack,
+    chat: dict[str, Any],
+    proxy: ThreadedProxy,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With everything served and nobody asking, the operator sends no mutating request in a minute."""
+    stack.wait_condition("chat", TEAM, "Ready", seconds=60)
+    stack.wait_condition("chat", TEAM, "Fingerprinted", seconds=600)
+    time.sleep(75)  # what was observed while it came up is written at most once a minute
+    since = proxy.now()
+    time.sleep(60)
+    found = proxy.writes(since=since)
+    with capsys.disabled():
+        print(f"\nquiet system: {found}")
+    assert found.per_minute == 0, found
+    assert found.leases > 0, "the operator does not go through the proxy"
+    assert found.reads > 0
+
+
 def test_the_answer_names_paris(stack: st.Stack, chat: dict[str, Any], token: str) -> None:
     """Without root and without containers, an applied intent ends in the real model's answer."""
     answer = st.stream_chat(
@@ -101,23 +123,3 @@ class _Fixed:
 
     def __init__(self, gateway: str) -> None:
         self.gateway = gateway
-
-
-def test_quiet_system_writes_nothing(
-    stack: st.Stack,
-    chat: dict[str, Any],
-    proxy: ThreadedProxy,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """With everything served and nobody asking, the operator sends no mutating request in a minute."""
-    stack.wait_condition("chat", TEAM, "Ready", seconds=60)
-    stack.wait_condition("chat", TEAM, "Fingerprinted", seconds=600)
-    time.sleep(75)  # observed figures of earlier tests are written at most once a minute
-    since = proxy.now()
-    time.sleep(60)
-    found = proxy.writes(since=since)
-    with capsys.disabled():
-        print(f"\nquiet system: {found}")
-    assert found.per_minute == 0, found
-    assert found.leases > 0, "the operator does not go through the proxy"
-    assert found.reads > 0
