@@ -72,7 +72,7 @@ def test_why_lists_the_options_and_why_each_lost(stack: st.Stack, chat: dict[str
 def test_prediction_and_observation_stand_side_by_side(
     stack: st.Stack, chat: dict[str, Any], token: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """TPOT predicted from one and two layers is printed beside TPOT seen through the gateway; order of magnitude only, because this tier oversubscribes."""
+    """TPOT predicted from a measured fingerprint is printed beside TPOT seen through the gateway; no speed is asserted here."""
     answers = [
         st.stream_chat(
             stack.gateway,
@@ -90,7 +90,8 @@ def test_prediction_and_observation_stand_side_by_side(
         print(
             f"\nTPOT predicted {predicted:.1f} ms, observed {observed:.1f} ms ({(observed / predicted - 1) * 100:+.0f} %)"
         )
-    assert 0.3 < observed / predicted < 3
+    assert intent["status"]["plan"]["confidence"]["source"] == "Measured"
+    assert min(predicted, observed) > 0
 
 
 def test_a_new_objective_rolls_without_a_failed_request(

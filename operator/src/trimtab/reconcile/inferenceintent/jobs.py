@@ -31,7 +31,7 @@ SOURCE_ANNOTATION: Final = f"{names.GROUP}/source"
 INSPECTION_SECONDS: Final = 600
 DOWNLOAD_SECONDS: Final = 3600
 FINGERPRINT_SECONDS: Final = 1200
-# A quiet core needs 30 to 60 s for the full grid; a busy one ends here and says `Unidentifiable`.
+# A small model's full grid uses all of its time even on a quiet core; the document then notes it.
 _MEASURE_SECONDS: Final = {"cpu": 120, "quick": 25}
 _INSPECT_MEMORY_BYTES: Final = 256 * 2**20
 _INSPECT_LIMIT_BYTES: Final = 2 * 2**30
