@@ -6,6 +6,7 @@ and with the last of them go mounts, interfaces and nftables tables. On disk and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from e2e.cluster.requirements import which
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from e2e.cluster.processes import Processes
+    from e2e.cluster.processes import Processes, Record
 
 HOLDER = "namespaces"
 SHADOWED = ("/var/lib/kubelet", "/var/lib/cni", "/var/log")
@@ -118,22 +119,55 @@ def run(pid: int, command: Sequence[str], *, timeout_seconds: float = 120) -> st
     return done.stdout
 
 
+def _freeze(record: Record) -> str | None:
+    """Stop `unshare` where it stands and return the process namespace it made; None where it made none yet."""
+    deadline = time.monotonic() + 5
+    record.kill(signal.SIGSTOP)
+    proc = Path("/proc", str(record.pid))
+    try:
+        while (proc / "stat").read_text().rpartition(")")[2].split()[0] not in "TtZX":
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        made = str((proc / "ns/pid_for_children").readlink())
+        return made if made != str(Path("/proc/self/ns/pid").readlink()) else None
+    except OSError:
+        return None
+
+
+def _members(space: str) -> list[int]:
+    """Return the living processes of a process namespace."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and start_time(int(path.name)):
+            with contextlib.suppress(OSError):
+                if str((path / "ns/pid").readlink()) == space:
+                    found.append(int(path.name))
+    return found
+
+
 def end(processes: Processes, *, members: Sequence[str]) -> None:
     """End the namespaces with everything in them, and forget the recorded `members`.
 
     Raises:
         ClusterError: A process in them hangs in the kernel.
     """
-    record, pid = processes.get(HOLDER), inner_pid(processes)
-    if pid and (started := start_time(pid)):
-        # Only when process 1 is gone are all the others; `unshare` alone would not wait for them.
-        os.kill(pid, signal.SIGKILL)
+    record = processes.get(HOLDER)
+    if record and record.alive:
+        # Frozen first: between `unshare`'s fork and its child's request to die with it, an `up` that
+        # was killed leaves a child that only its namespace names.
+        space = _freeze(record)
+        record.kill(signal.SIGKILL)
         deadline = time.monotonic() + 20
-        while start_time(pid) == started:
+        # Killing process 1 kills all the others, and it is gone only when they are.
+        while space and (left := _members(space)):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"Process {pid}, the first of the node's namespace, survived SIGKILL: a process in "
-                    f"it hangs in the kernel. Remedy: look at /proc/{pid}/stack and its children's."
+                    f"Processes {left} of the node's namespace survived SIGKILL: one hangs in the "
+                    f"kernel. Remedy: look at /proc/{left[0]}/stack and its children's."
                 )
             time.sleep(0.02)
     if record:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from e2e.cluster import cgroups, namespaces, node, paths, state
-from e2e.cluster.processes import Processes
+from e2e.cluster.processes import Processes, start_time
 from e2e.cluster.requirements import which
 
 if TYPE_CHECKING:
@@ -44,7 +44,11 @@ def _processes(name: str, others: list[State]) -> set[str]:
     groups = [f"/{cgroups.folder_name(other.name)}/" for other in others]
     found = set()
     for path in Path("/proc").iterdir():
-        if not path.name.isdigit() or int(path.name) == os.getpid():
+        if (
+            not path.name.isdigit()
+            or int(path.name) == os.getpid()
+            or not start_time(int(path.name))
+        ):
             continue
         try:
             command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -27,6 +27,12 @@ def test_uninstall_keeps_definitions_and_objects_and_releases_them(
     intent = stack.get("inferenceintent", "chat", TEAM)
     assert intent is not None
     assert "trimtab.dev/finalizer" not in intent["metadata"].get("finalizers", [])
+    # Helm waits for what it deleted, a Deployment; the pods below it drain for some seconds more.
+    for component in ("operator", "gateway"):
+        stack.kubectl(
+            "wait", "--for=delete", "pods", f"--selector=app.kubernetes.io/component={component}",
+            f"--namespace={st.SYSTEM}", "--timeout=90s",
+        )  # fmt: skip
     # A finished `helm test` pod stays until the next one, so that `helm test --logs` can read it.
     left = [
         pod["metadata"]["name"]
