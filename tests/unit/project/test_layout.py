@@ -76,6 +76,7 @@ def test_constraints_hold_names_and_versions_only() -> None:
         "trimtab.rightsizing",
         "trimtab.planning.architecture",
         "trimtab.planning.fingerprint",
+        "trimtab.planning.remap",
     ],
 )
 def test_packages_that_engines_import_stay_light(module: str) -> None:
