@@ -1,64 +1,104 @@
 """What others rely on: metric names, the state document, light imports, the model set's fields."""
 
 import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram
 
 from tests.unit.engine.builders import an_engine
 from trimtab_workers.engine.config import parse_config
 from trimtab_workers.engine.errors import ConfigError
 from trimtab_workers.engine.metrics import EngineMetrics
 
-NAMES = {
-    "vllm:time_to_first_token_seconds": "histogram",
-    "vllm:inter_token_latency_seconds": "histogram",
-    "vllm:time_per_output_token_seconds": "histogram",
-    "vllm:request_time_per_output_token_seconds": "histogram",
-    "vllm:e2e_request_latency_seconds": "histogram",
-    "vllm:request_queue_time_seconds": "histogram",
-    "vllm:request_prefill_time_seconds": "histogram",
-    "vllm:request_decode_time_seconds": "histogram",
-    "vllm:request_inference_time_seconds": "histogram",
-    "vllm:request_prompt_tokens": "histogram",
-    "vllm:request_generation_tokens": "histogram",
-    "vllm:request_params_max_tokens": "histogram",
-    "vllm:request_params_n": "histogram",
-    "vllm:iteration_tokens_total": "histogram",
-    "vllm:num_requests_running": "gauge",
-    "vllm:num_requests_waiting": "gauge",
-    "vllm:num_requests_waiting_by_reason": "gauge",
-    "vllm:kv_cache_usage_perc": "gauge",
-    "vllm:gpu_cache_usage_perc": "gauge",
-    "vllm:cache_config_info": "gauge",
-    "vllm:num_preemptions": "counter",
-    "vllm:prompt_tokens": "counter",
-    "vllm:generation_tokens": "counter",
-    "vllm:request_success": "counter",
-    "vllm:prefix_cache_queries": "counter",
-    "vllm:prefix_cache_hits": "counter",
-    "vllm:external_prefix_cache_queries": "counter",
-    "vllm:external_prefix_cache_hits": "counter",
-    "trimtab_engine_arena_bytes": "gauge",
-    "trimtab_engine_layers": "gauge",
-    "trimtab_engine_kv_capacity_tokens": "gauge",
-    "trimtab_engine_kv_reachable_tokens": "gauge",
-    "trimtab_engine_model_state": "gauge",
-    "trimtab_engine_step_seconds": "histogram",
-    "trimtab_engine_recomputed_tokens": "counter",
-    "trimtab_engine_config_errors": "counter",
-    "trimtab_engine_decode_only_steps": "counter",
-    "trimtab_engine_decode_only_seconds": "counter",
-    "trimtab_engine_decode_only_sequences": "counter",
-    "trimtab_engine_decode_only_context_tokens": "counter",
-}
+METRICS = Path(__file__).with_name("metrics.json")
 
 
-def test_metric_names_and_kinds():
-    """The registry holds exactly the names and kinds of the design's table."""
-    assert {m.name: m.type for m in EngineMetrics().registry.collect()} == NAMES
+def _described(registry: CollectorRegistry) -> dict[str, dict]:
+    """Return kind, labels and buckets of every collector, as `metrics.json` has them."""
+    found = {}
+    for collector in dict.fromkeys(registry._names_to_collectors.values()):
+        entry = {"kind": collector._type, "labels": list(collector._labelnames)}
+        if isinstance(collector, Histogram):
+            entry["buckets"] = [bound for bound in collector._kwargs["buckets"] if bound < math.inf]
+        found[collector._name] = entry
+    return found
+
+
+def test_metric_names_kinds_labels_and_buckets():
+    """The registry holds exactly the checked-in list, which dashboards and autoscalers rely on.
+
+    After a wanted change: `TRIMTAB_WRITE_GOLDEN=1 pytest tests/unit/engine/test_contracts.py`.
+    """
+    described = _described(EngineMetrics().registry)
+    if os.environ.get("TRIMTAB_WRITE_GOLDEN"):
+        rows = (f" {json.dumps(name)}: {json.dumps(described[name])}" for name in sorted(described))
+        METRICS.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    assert described == json.loads(METRICS.read_text())
+
+
+TABLE = """
+H time_to_first_token_seconds inter_token_latency_seconds time_per_output_token_seconds
+H request_time_per_output_token_seconds e2e_request_latency_seconds request_queue_time_seconds
+H request_prefill_time_seconds request_decode_time_seconds request_inference_time_seconds
+H request_prompt_tokens request_generation_tokens request_params_max_tokens request_params_n
+H iteration_tokens_total
+G num_requests_running num_requests_waiting num_requests_waiting_by_reason{reason}
+G kv_cache_usage_perc gpu_cache_usage_perc
+G cache_config_info{block_size,num_gpu_blocks,slab_bytes,pressure}
+C num_preemptions prompt_tokens generation_tokens request_success{finished_reason}
+C prefix_cache_queries prefix_cache_hits external_prefix_cache_queries external_prefix_cache_hits
+"""
+
+
+def test_every_row_of_the_designs_table_is_there():
+    """engine.md's table under vLLM's names, old ones included, each with vLLM's two labels."""
+    golden = json.loads(METRICS.read_text())
+    kinds = {"H": "histogram", "G": "gauge", "C": "counter"}
+    for line in TABLE.split("\n")[1:-1]:
+        kind, *names = line.split()
+        for name, labels in ((n.rstrip("}") + "{").split("{")[:2] for n in names):
+            found = golden[f"vllm:{name}"]
+            assert found["kind"] == kinds[kind], name
+            assert found["labels"] == ["model_name", "engine", *filter(None, labels.split(","))]
+
+
+@pytest.mark.parametrize(
+    ("names", "buckets"),
+    [
+        (
+            ("time_to_first_token_seconds",),
+            ".001 .005 .01 .02 .04 .06 .08 .1 .25 .5 .75 1 2.5 5 7.5 10 20 40 80 160 640 2560",
+        ),
+        (
+            (
+                "inter_token_latency_seconds",
+                "time_per_output_token_seconds",
+                "request_time_per_output_token_seconds",
+            ),
+            ".01 .025 .05 .075 .1 .15 .2 .3 .4 .5 .75 1 2.5 5 7.5 10 20 40 80",
+        ),
+        (
+            (
+                "e2e_request_latency_seconds",
+                "request_queue_time_seconds",
+                "request_prefill_time_seconds",
+                "request_decode_time_seconds",
+                "request_inference_time_seconds",
+            ),
+            ".3 .5 .8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680",
+        ),
+    ],
+)
+def test_buckets_are_vllms(names: tuple[str, ...], buckets: str):
+    """Latencies fall into vLLM's buckets, so that its dashboards show them unchanged."""
+    golden = json.loads(METRICS.read_text())
+    for name in names:
+        assert golden[f"vllm:{name}"]["buckets"] == [float(bound) for bound in buckets.split()]
 
 
 def test_state_document():

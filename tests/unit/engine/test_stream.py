@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab_workers.engine.stops import StopText
 from trimtab_workers.engine.tokenizer import StreamDetokenizer
 
 
@@ -57,6 +58,34 @@ def test_stop_over_borders(pieces: list[str]):
 def test_false_start_is_released():
     """Text that only looked like a stop text comes out, at the latest at the end."""
     assert "".join(_stream([b"ST", b"OR", b"ST"], stop=("STOP",))[0]) == "STORST"
+
+
+@given(st.text(alphabet="ab", min_size=1, max_size=6), st.text(alphabet="ab", max_size=40))
+def test_held_back_is_what_may_become_a_stop(stop: str, text: str):
+    """Held back is the longest end of the text that begins the stop text, and not more."""
+    cut = text[: text.index(stop)] if stop in text else text
+    detokenizer = StreamDetokenizer(_Bytes([b"a", b"b"]), stop=(stop,))
+    emitted = "".join(detokenizer.push("ab".index(character)) for character in cut)
+    longest = max(n for n in range(len(stop)) if cut.endswith(stop[:n]))
+    assert emitted == cut[: len(cut) - longest]
+
+
+def test_stop_search_costs_a_step_per_character():
+    """The worst of stop texts is compared at most twice per character, however long it is."""
+    stop = StopText("a" * 1000 + "b")
+    compared = 0
+
+    class Counted(str):
+        __slots__ = ()
+
+        def __getitem__(self, index):
+            nonlocal compared
+            compared += 1
+            return super().__getitem__(index)
+
+    stop.text = Counted(stop.text)
+    assert stop.feed(("a" * 999 + "c") * 20) is None
+    assert compared <= 3 * 20_000
 
 
 def test_special_tokens_have_no_text():

@@ -35,6 +35,14 @@ def test_usage_passes_where_asked():
     assert fed([WHOLE], pass_usage=True)[1] == WHOLE
 
 
+def test_null_usage_is_taken_out_where_nobody_asked():
+    """A chunk's null usage, there because the gateway asks for usage, passes only to who asked."""
+    chunk = WORD.replace(b"}\n\n", b',"usage":null}\n\n')
+    assert chunk != WORD
+    assert fed([chunk + USAGE + DONE], pass_usage=False)[1] == WORD + DONE
+    assert fed([chunk + USAGE + DONE], pass_usage=True)[1] == chunk + USAGE + DONE
+
+
 @given(st.lists(st.integers(0, len(WHOLE)), max_size=12), st.booleans())
 def test_cuts_do_not_matter(cuts, pass_usage):
     """However the network cuts the bytes, the client gets the same."""

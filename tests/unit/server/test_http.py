@@ -64,10 +64,19 @@ async def test_chat_stream_bytes(worker):
 
 
 async def test_chat_stream_bytes_with_usage(worker):
-    """`include_usage` adds a chunk with usage and no choices before [DONE]."""
+    """`include_usage` adds null usage to each chunk, and one with usage and no choices at the end."""
     body = CHAT | {"stream_options": {"include_usage": True}}
     raw = await worker.stream("/v1/chat/completions", body)
-    assert masked(raw) == GOLDEN_CHAT + USAGE + b"data: [DONE]\n\n"
+    golden = GOLDEN_CHAT.replace(b"}]}\n", b'}],"usage":null}\n')
+    assert masked(raw) == golden + USAGE + b"data: [DONE]\n\n"
+
+
+async def test_continuous_usage_counts_in_every_chunk(worker):
+    """With vLLM's `continuous_usage_stats` each chunk says how many tokens there are so far."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    raw = await worker.stream("/v1/chat/completions", CHAT | {"stream_options": options})
+    events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith(b"data: {")]
+    assert [event["usage"]["completion_tokens"] for event in events] == [1, 1, 2, 3, 3, 3]
 
 
 async def test_text_stream_bytes(worker):
@@ -181,8 +190,10 @@ async def test_streamed_text_offsets_go_on(worker):
             "context_length_exceeded",
             "messages",
         ),
+        ("/v1/completions", TEXT | {"max_tokens": 62}, 400, "context_length_exceeded", "prompt"),
         ("/v1/nothing", {}, 404, "unknown_url", None),
         ("/tokenize", {"model": "team-a/chat"}, 400, "invalid_type", "prompt"),
+        ("/tokenize", {"model": "team-a/chat", "messages": []}, 400, "invalid_type", "messages"),
         ("/detokenize", {"model": "team-a/chat", "tokens": [-1]}, 400, "invalid_value", "tokens"),
     ],
 )
@@ -210,12 +221,15 @@ async def test_bad_json_is_400(worker):
             assert (await reply.json())["error"]["code"] == "invalid_json"
 
 
-async def test_bodies_over_four_mebibytes_are_413(worker):
-    """A body above 4 MiB is refused."""
-    body = b'{"prompt": "' + b"a" * (4 * 2**20) + b'"}'
+@pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 413)])
+async def test_bodies_over_four_mebibytes_are_413(worker, over, status):
+    """A body of 4 MiB is served, one byte more is refused."""
+    head, tail = b'{"model": "team-a/chat", "user": "', b'", "prompt": "Hi"}'
+    body = head + b"a" * (4 * 2**20 + over - len(head) - len(tail)) + tail
     async with worker.session.post(worker.url("/v1/completions"), data=io.BytesIO(body)) as reply:
-        assert reply.status == 413
-        assert (await reply.json())["error"]["code"] == "request_too_large"
+        assert reply.status == status
+        if over:
+            assert (await reply.json())["error"]["code"] == "request_too_large"
 
 
 async def test_method_not_allowed(worker):
@@ -290,6 +304,8 @@ async def test_models_tokenize_version_metrics(worker):
     assert (await worker.get("/v1/models/team-b/chat"))[0] == 404
     body = {"model": "team-a/chat", "prompt": "a bb"}
     assert (await worker.post("/tokenize", body))[1] == {"tokens": [1, 1, 2], "count": 3}
+    body = {"model": "team-a/chat", "messages": [{"role": "user", "content": "a"}]}
+    assert (await worker.post("/tokenize", body))[1]["count"] == 3
     body = {"model": "team-a/chat", "tokens": [1, 2]}
     assert (await worker.post("/detokenize", body))[1] == {"prompt": "x xx"}
     assert json.loads((await worker.get("/version"))[1]) == {"version": "1.2.3"}

@@ -99,6 +99,10 @@ def test_prompts_in_all_four_shapes(prompt, parsed):
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"stop": ["a" * 1025]}, "stop", "invalid_value"),
+        ({"stop": ["a"] * 17}, "stop", "invalid_value"),
+        ({"stop_token_ids": list(range(257))}, "stop_token_ids", "invalid_value"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "invalid_value"),
     ],
 )
 def test_refusals_name_the_field(fields, param, code):
@@ -137,6 +141,7 @@ def test_completion_refusals_name_the_field(fields, param):
         {"tool_choice": "none"},
         {"response_format": {"type": "text"}},
         {"user": "ada"},
+        {"best_of": 1},
         {"metadata": {"a": "b"}},
         {"parallel_tool_calls": True},
         {"something_new": 1},

@@ -219,7 +219,8 @@ class ModelMetrics:
         self._finished[reason].inc()
         self._h["vllm:request_prompt_tokens"].observe(sequence.prompt_length)
         self._h["vllm:request_generation_tokens"].observe(sequence.generated)
-        self._h["vllm:request_params_n"].observe(sequence.request.choices)
+        if sequence.request.choices:
+            self._h["vllm:request_params_n"].observe(sequence.request.choices)
         if sequence.params.max_tokens is not None:
             self._h["vllm:request_params_max_tokens"].observe(sequence.params.max_tokens)
         scheduled, first = sequence.scheduled_seconds, sequence.first_token_seconds

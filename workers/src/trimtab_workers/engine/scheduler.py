@@ -161,6 +161,8 @@ class Scheduler:
         self._free(victim)
         victim.computed = 0
         victim.preemptions += 1
+        if victim.first_token_seconds is None:
+            victim.scheduled_seconds = None  # the queue time ends with the latest scheduling
         self.waiting.appendleft(victim)
         draft.preempted.append(victim)
 

@@ -11,6 +11,7 @@ from trimtab_workers.engine.errors import (
     ModelCorruptError,
     UnsupportedModelError,
 )
+from trimtab_workers.engine.stops import StopText
 from trimtab_workers.engine.template import ChatTemplate
 from trimtab_workers.engine.weights.hf import read_json
 
@@ -177,12 +178,11 @@ class StreamDetokenizer:
     its first character on is dropped, `stopped_by` names it, and nothing more is returned.
     """
 
-    __slots__ = ("_decoder", "_held", "_longest", "_stops", "_tokenizer", "stopped_by")
+    __slots__ = ("_decoder", "_held", "_stops", "_tokenizer", "stopped_by")
 
     def __init__(self, tokenizer: Tokenizer, *, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        self._stops = tuple(stop)
-        self._longest = max((len(text) for text in stop), default=0)
+        self._stops = tuple(StopText(text) for text in stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.stopped_by: str | None = None
@@ -208,22 +208,19 @@ class StreamDetokenizer:
         text = self._held + new
         if not self._stops:
             return text
-        found = [(text.find(stop), stop) for stop in self._stops if stop in text]
+        ends = ((stop.feed(new), stop) for stop in self._stops)
+        found = [
+            (len(self._held) + end - len(stop.text), stop.text)
+            for end, stop in ends
+            if end is not None
+        ]
         if found:
             at, self.stopped_by = min(found)
             self._held = ""
             return text[:at]
-        keep = self._possible_stop(text)
+        keep = max(stop.matched for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
-
-    def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of the text that begins a stop text."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            end = text[-length:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return length
-        return 0
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, chat_template: str | None) -> Tokenizer | None:
@@ -306,7 +303,9 @@ def _template(
         name: "" if token is None else backend.id_to_token(token) or ""
         for name, token in (("bos_token", begin), ("eos_token", end))
     }
-    return ChatTemplate(source, special_texts=texts)
+    template = ChatTemplate(source, special_texts=texts)
+    template.start()
+    return template
 
 
 def _from_gguf(checkpoint: Checkpoint, meta: Mapping[str, Any], override: str | None) -> Tokenizer:

@@ -17,12 +17,22 @@ TenantState = Literal["Loading", "Resident", "Lent", "Waking", "Draining", "Fail
 MAX_LOGPROBS = 20
 LOWEST_TEMPERATURE = 1e-5  # below it logits ÷ temperature overflow; vLLM draws the line here too
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1_024
+MAX_STOP_TOKENS = 256  # looked through once per token
+MAX_BIASES = 1_024  # added to the logits in every step
 _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 def _check(holds: bool, param: str, value: object, remedy: str) -> None:  # noqa: FBT001 - reads as prose
     if not holds:
-        raise InvalidRequestError(f"{param} is {value!r}. {remedy}", param=param)
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise InvalidRequestError(f"{param} is {shown}. {remedy}", param=param)
+
+
+def _check_size(size: int, most: int, param: str, unit: str) -> None:
+    if size > most:
+        raise InvalidRequestError(f"{param} has {size} {unit}. Give at most {most}.", param=param)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +90,10 @@ class SamplingParams:
             self.stop,
             f"Give at most {MAX_STOP_STRINGS} texts, none of them empty.",
         )
+        longest = max((len(text) for text in self.stop), default=0)
+        _check_size(longest, MAX_STOP_CHARACTERS, "stop", "characters in a text")
+        _check_size(len(self.stop_token_ids), MAX_STOP_TOKENS, "stop_token_ids", "ids")
+        _check_size(len(self.logit_bias), MAX_BIASES, "logit_bias", "entries")
         _check(
             self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
             "top_logprobs",
@@ -131,7 +145,8 @@ class Request:
         prompt_token_ids: At least one token.
         arrival_seconds: `engine.clock.now()` when the request came in, so that time to first token
             includes tokenising; None means the time of `submit`.
-        choices: The `n` the user asked for, only for the metric `request_params_n`.
+        choices: The `n` the user asked for, only for the metric `request_params_n`; 0 in all but
+            the first request of a call, so that it is counted once.
     """
 
     request_id: str

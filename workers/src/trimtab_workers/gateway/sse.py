@@ -12,6 +12,7 @@ from trimtab_workers.gateway.observed import Outcome
 
 _END: Final = b"\n\n"
 _DONE: Final = b"data: [DONE]"
+_NULL_USAGE: Final = b',"usage":null}'
 LARGEST_EVENT_BYTES: Final = 8 * 2**20
 
 
@@ -45,13 +46,21 @@ class StreamTap:
         *events, self._rest = whole.split(_END)
         if len(self._rest) > LARGEST_EVENT_BYTES:
             raise ValueError(f"The worker sent an event of more than {LARGEST_EVENT_BYTES} bytes.")
-        return b"".join(event + _END for event in events if self._passes(event, now))
+        seen = (event for event in events if self._passes(event, now))
+        return b"".join(self._shown(event) + _END for event in seen)
+
+    def _shown(self, event: bytes) -> bytes:
+        """Take the null usage out of a chunk, which only asking for usage puts there."""
+        if self._pass_usage or not event.endswith(_NULL_USAGE):
+            return event
+        return event.removesuffix(_NULL_USAGE) + b"}"
 
     def _passes(self, event: bytes, now: float) -> bool:
         if event.startswith(_DONE):
             self.done = True
             return True
-        document = _parse(event) if b'"usage"' in event or b'"error"' in event else None
+        marked = event.removesuffix(_NULL_USAGE)
+        document = _parse(event) if b'"usage"' in marked or b'"error"' in marked else None
         if document is not None and document.get("error"):
             self.failed = True
             return True

@@ -12,6 +12,7 @@ from prometheus_client import exposition
 from trimtab_workers.engine.errors import ConfigError, EngineError
 from trimtab_workers.server.fields import Fields, invalid
 from trimtab_workers.server.generate import Generation, in_thread_if_long, json_body, to_api_error
+from trimtab_workers.server.parse import parse_messages
 from trimtab_workers.web.errors import ApiError, Handler, openai_errors
 from trimtab_workers.web.listeners import MAX_BODY_BYTES, InFlight
 
@@ -116,12 +117,16 @@ class _Pages:
         fields = Fields(await json_body(request))
         tokenizer = self._slot.require().tokenizer(fields.text("model"))
         text = fields.get("prompt")
-        if not isinstance(text, str):
-            raise invalid("prompt", text, "Give a text.", code="invalid_type")
-        special = fields.boolean("add_special_tokens", default=True)
-        ids = await in_thread_if_long(
-            lambda: list(tokenizer.encode(text, add_special_tokens=special)), size=len(text)
-        )
+        if fields.get("messages") is not None:
+            messages = parse_messages(fields.get("messages"))
+            ids = await asyncio.to_thread(tokenizer.apply_chat_template, messages)
+        elif isinstance(text, str):
+            special = fields.boolean("add_special_tokens", default=True)
+            ids = await in_thread_if_long(
+                lambda: list(tokenizer.encode(text, add_special_tokens=special)), size=len(text)
+            )
+        else:
+            raise invalid("prompt", text, "Give a text, or messages.", code="invalid_type")
         return web.json_response({"tokens": ids, "count": len(ids)})
 
     async def detokenize(self, request: web.Request) -> web.Response:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from aiohttp import web
 
-from trimtab_workers.engine.errors import EngineError, InvalidRequestError
+from trimtab_workers.engine.errors import ContextLengthError, EngineError, InvalidRequestError
 from trimtab_workers.engine.types import Output, Request, SamplingParams
 from trimtab_workers.server.parse import Sampling, parse_chat, parse_completion
 from trimtab_workers.server.replies import (
@@ -55,9 +55,9 @@ def to_api_error(error: EngineError) -> ApiError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
+    api: Literal["chat", "text"]
     reply: Reply
     sampling: Sampling
-    prompts: Sequence[tuple[int, ...]]
     requests: Sequence[Request]
 
 
@@ -73,11 +73,8 @@ class Generation:
         arrival = engine.clock.now()
         call = parse_chat(await json_body(request))
         tokenizer = engine.tokenizer(call.sampling.model)
-        size = sum(len(message["content"]) for message in call.messages)
-
-        ids = await in_thread_if_long(
-            lambda: tuple(tokenizer.apply_chat_template(call.messages)), size=size
-        )
+        # A template is foreign code that may take its time, which streams must not wait for.
+        ids = tuple(await asyncio.to_thread(tokenizer.apply_chat_template, call.messages))
         prepared = _prepare("chat", call.sampling, [ids], arrival=arrival)
         return await self._answer(request, engine, prepared)
 
@@ -97,7 +94,7 @@ class Generation:
         async with contextlib.AsyncExitStack() as stack:
             streams: list[AsyncIterator[Output]] = []
             for part in call.requests:
-                stream = engine.stream(part)
+                stream = _submit(engine, part, api=call.api)
                 streams.append(stream)
                 close = getattr(stream, "aclose", None)
                 if close is not None:
@@ -115,6 +112,16 @@ class Generation:
             return web.Response(body=body, content_type="application/json", headers=headers)
 
 
+def _submit(
+    engine: ServedEngine, request: Request, *, api: Literal["chat", "text"]
+) -> AsyncIterator[Output]:
+    try:
+        return engine.stream(request)
+    except ContextLengthError as error:
+        error.param = "messages" if api == "chat" else "prompt"
+        raise
+
+
 async def _stream(
     request: web.Request,
     call: _Call,
@@ -130,6 +137,9 @@ async def _stream(
             choice.texts.clear()
             choice.logprobs.clear()
             chunks = call.reply.chunks(choice, output)
+            if call.sampling.continuous_usage:
+                sofar = usage_of([choice], per_prompt=1).to_dict()
+                chunks = [chunk | {"usage": sofar} for chunk in chunks]
             if chunks:
                 if not response.prepared:
                     await response.prepare(request)
@@ -171,7 +181,7 @@ def _prepare(
             prompt_token_ids=prompt,
             params=_for_choice(sampling, choice),
             arrival_seconds=arrival,
-            choices=sampling.n,
+            choices=0 if choice else sampling.n,
         )
         for number, prompt in enumerate(prompts)
         for choice in range(sampling.n)
@@ -182,8 +192,9 @@ def _prepare(
         created=int(time.time()),
         model=sampling.model,
         with_logprobs=sampling.params.logprobs is not None,
+        with_usage=sampling.include_usage,
     )
-    return _Call(reply=reply, sampling=sampling, prompts=prompts, requests=requests)
+    return _Call(api=api, reply=reply, sampling=sampling, requests=requests)
 
 
 def _for_choice(sampling: Sampling, choice: int) -> SamplingParams:

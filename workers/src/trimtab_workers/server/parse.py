@@ -45,7 +45,6 @@ _REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
     "prompt_logprobs": (),
     "echo": (False,),
     "suffix": ("",),
-    "best_of": (1,),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "add_generation_prompt": (True,),
@@ -68,6 +67,7 @@ class Sampling:
     n: int
     stream: bool
     include_usage: bool
+    continuous_usage: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatCall:
     """
     fields = Fields(body)
     model = fields.text("model")
-    messages = _messages(fields.get("messages"))
+    messages = parse_messages(fields.get("messages"))
     wanted = fields.boolean("logprobs")
     top = fields.optional_integer("top_logprobs", least=0, most=_MAX_COMPLETION_LOGPROBS)
     if top is not None and not wanted:
@@ -138,6 +138,7 @@ def _sampling(
         raise invalid(
             "stream_options", fields.get("stream_options"), "It needs stream set to true."
         )
+    include_usage = options.boolean("include_usage")
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=fields.number("temperature", 1.0),
@@ -154,12 +155,22 @@ def _sampling(
         repetition_penalty=fields.number("repetition_penalty", 1.0),
         logit_bias=_logit_bias(fields.mapping("logit_bias")),
     )
+    choices = fields.integer("n", 1, least=1, most=MAX_CHOICES)
+    best_of = fields.integer("best_of", choices, least=1)
+    if best_of != choices:
+        raise invalid(
+            "best_of",
+            best_of,
+            f"This server returns every choice it makes: leave it out, or give n, {choices}.",
+            code="unsupported_parameter",
+        )
     return Sampling(
         model=model,
         params=params,
-        n=fields.integer("n", 1, least=1, most=MAX_CHOICES),
+        n=choices,
         stream=stream,
-        include_usage=options.boolean("include_usage"),
+        include_usage=include_usage,
+        continuous_usage=include_usage and options.boolean("continuous_usage_stats"),
     )
 
 
@@ -186,7 +197,12 @@ def _logit_bias(entries: Mapping[str, Any]) -> Mapping[int, float]:
     return bias
 
 
-def _messages(value: object) -> tuple[Message, ...]:
+def parse_messages(value: object) -> tuple[Message, ...]:
+    """Check a conversation; content is text, in one piece or in parts.
+
+    Raises:
+        ApiError: 400 with the message at fault in `param`.
+    """
     if not isinstance(value, list) or not value:
         raise invalid(
             "messages",

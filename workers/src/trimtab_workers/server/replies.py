@@ -109,10 +109,12 @@ class Reply:
         created: int,
         model: str,
         with_logprobs: bool,
+        with_usage: bool = False,
     ) -> None:
         self._chat = api == "chat"
         self._head = {"id": call_id, "created": created, "model": model}
         self._with_logprobs = with_logprobs
+        self._with_usage = with_usage
 
     def whole(self, choices: Sequence[Choice], *, usage: Usage) -> dict[str, Any]:
         """Return the reply to a call without streaming."""
@@ -127,7 +129,10 @@ class Reply:
         }
 
     def chunks(self, choice: Choice, output: Output) -> list[dict[str, Any]]:
-        """Return the chunks for what a step added to one choice; none if nothing is to be seen."""
+        """Return the chunks for what a step added to one choice; none if nothing is to be seen.
+
+        With `include_usage` each has `usage`, null until somebody fills it in.
+        """
         chunks = []
         if self._chat and not choice.started:
             chunks.append(self._chunk(choice, {"role": "assistant", "content": ""}, None))
@@ -166,7 +171,7 @@ class Reply:
             "logprobs": logprobs,
             "finish_reason": None,
         }
-        return self._envelope([row])
+        return self._envelope([row]) | ({"usage": None} if self._with_usage else {})
 
     def _finished(self, choice: Choice) -> dict[str, Any]:
         text = "".join(choice.texts)
