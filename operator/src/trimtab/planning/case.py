@@ -32,6 +32,8 @@ class Case:
         assignment: What runs now.
         running: What runs now, judged under the present spec and load.
         needs: Fingerprints that could change the decision.
+        settled: The options are sizes of one decision that was weighed before: the first that
+            finds room is taken.
     """
 
     intent: IntentView
@@ -44,6 +46,7 @@ class Case:
     assignment: Assignment | None = None
     running: Judged | None = None
     needs: tuple[FingerprintNeed, ...] = ()
+    settled: bool = False
 
 
 def prepare(

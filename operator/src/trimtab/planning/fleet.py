@@ -1,16 +1,26 @@
 """The plan of the whole fleet: one decision per intent, pure and independent of input order."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from trimtab.planning.capacity import Ledger, Nodes
 from trimtab.planning.case import Case, prepare
 from trimtab.planning.diagnose import Holders, Problem, price_unknown, unmet
 from trimtab.planning.explain import alternatives, binding, chosen
 from trimtab.planning.objectives import Judged, footprint
-from trimtab.planning.plan import FleetPlan, IntentPlan, Reason, Verdict
+from trimtab.planning.plan import FleetPlan, GroupPlan, IntentPlan, Reason, Verdict
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.replan import keeps, switching_cost, was_edited
+from trimtab.planning.sharing import (
+    Sharing,
+    dissolved,
+    group_plan,
+    leader,
+    member_options,
+    remapping,
+    share,
+    unit,
+)
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
 
 
@@ -33,14 +43,46 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
         _prepared(intent, snapshot=snapshot, policy=policy)
         for intent in sorted(snapshot.intents, key=lambda i: i.uid)
     ]
-    cases.sort(key=lambda c: (-c.intent.priority, c.intent.created_seconds, c.intent.uid))
+    cases.sort(key=_order)
+    sharing = share(cases, snapshot=snapshot, policy=policy)
+    while True:
+        ledger, picks = _search(cases, sharing, snapshot=snapshot, policy=policy)
+        homeless = {w.id for w in sharing.workers if leader(w).intent.uid not in picks}
+        if not homeless:
+            break
+        # No place for all of them in one worker; each for itself may still find one.
+        sharing = dissolved(sharing, homeless)
+    shared = _members(sharing, picks, snapshot=snapshot)
+    plans = [
+        replace(
+            _explained(case, picks, ledger, snapshot=snapshot, policy=policy),
+            **remapping(case.intent, sharing, shared.get(case.intent.uid)),
+        )
+        for case in cases
+    ]
+    plans.sort(key=lambda p: (p.namespace, p.name, p.uid))
+    return FleetPlan(intents=tuple(plans), policy=policy.digest())
+
+
+def _order(case: Case) -> tuple[int, int, str]:
+    return (-case.intent.priority, case.intent.created_seconds, case.intent.uid)
+
+
+def _search(
+    cases: Sequence[Case], sharing: Sharing, *, snapshot: FleetSnapshot, policy: PlannerPolicy
+) -> tuple[Ledger, dict[str, _Pick]]:
+    """Return what is left of the fleet, and the place of every intent or group, by its leader's uid."""
+    members = {member.uid for worker in sharing.workers for member in worker.members}
+    units = [unit(worker) for worker in sharing.workers]
+    units += [case for case in cases if case.intent.uid not in members]
+    units.sort(key=_order)
     ledger = _fleet(snapshot)
-    running = _running(cases, snapshot)
-    for assignment in running.values():
-        _hold(ledger, assignment)
-    picks = _floors(cases, ledger, running)
-    for case in cases:
-        ours = running.get(case.intent.uid)
+    running = _running(cases, sharing, snapshot)
+    for ours in running.values():
+        _hold(ledger, ours)
+    picks = _floors(units, ledger, running)
+    for case in units:
+        ours = running.get(case.intent.uid, ())
         floor = picks.pop(case.intent.uid, None)
         if floor is not None:
             ledger.release(floor.judged.option, floor.nodes)
@@ -52,9 +94,24 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
             picks[case.intent.uid] = pick
         else:
             _hold(ledger, ours)
-    plans = [_explained(case, picks, ledger, snapshot=snapshot, policy=policy) for case in cases]
-    plans.sort(key=lambda p: (p.namespace, p.name, p.uid))
-    return FleetPlan(intents=tuple(plans), policy=policy.digest())
+    return ledger, picks
+
+
+def _members(
+    sharing: Sharing, picks: dict[str, _Pick], *, snapshot: FleetSnapshot
+) -> dict[str, GroupPlan]:
+    """Give every member of a group its group's place, and return the groups' plans by member."""
+    plans: dict[str, GroupPlan] = {}
+    for worker in sharing.workers:
+        place = picks.pop(leader(worker).intent.uid)
+        size = next(
+            (n for n, (option, _) in enumerate(worker.sizes) if option == place.judged.option),
+            len(worker.sizes) - 1,
+        )
+        for uid, judged in member_options(worker, size=size, snapshot=snapshot).items():
+            picks[uid] = _Pick(judged, place.nodes, kept=place.kept)
+            plans[uid] = group_plan(worker, size=size)
+    return plans
 
 
 def _prepared(intent: IntentView, *, snapshot: FleetSnapshot, policy: PlannerPolicy) -> Case:
@@ -74,27 +131,59 @@ def _fleet(snapshot: FleetSnapshot) -> Ledger:
     """Return the nodes without what runs for intents that this round does not decide about."""
     ledger = Ledger(snapshot.pools)
     decided = {intent.uid for intent in snapshot.intents if intent.model is not None}
-    for assignment in sorted(snapshot.assignments, key=lambda a: a.intent_uid):
-        if assignment.intent_uid not in decided:
-            ledger.hold(assignment.config, assignment.nodes, memory_bytes=assignment.memory_bytes)
+    ours = {_place(a) for a in snapshot.assignments if a.intent_uid in decided}
+    others = [a for a in snapshot.assignments if _place(a) not in ours]
+    for assignment in _one_per_place(others):
+        ledger.hold(assignment.config, assignment.nodes, memory_bytes=assignment.memory_bytes)
     return ledger
 
 
-def _running(cases: Sequence[Case], snapshot: FleetSnapshot) -> dict[str, Assignment]:
-    """Return what the intents of this round run, by uid."""
+def _place(assignment: Assignment) -> tuple[str, str]:
+    """Return what tells places apart: a group's members have one together."""
+    if assignment.group:
+        return ("group", assignment.group)
+    return ("intent", assignment.intent_uid)
+
+
+def _one_per_place(assignments: Iterable[Assignment]) -> list[Assignment]:
+    found: dict[tuple[str, str], Assignment] = {}
+    for assignment in sorted(assignments, key=lambda a: a.intent_uid):
+        found.setdefault(_place(assignment), assignment)
+    return list(found.values())
+
+
+def _running(
+    cases: Sequence[Case], sharing: Sharing, snapshot: FleetSnapshot
+) -> dict[str, tuple[Assignment, ...]]:
+    """Return what runs for the units of this round, by the leader's uid, each place once.
+
+    The place of a running group is its own as long as it goes on; what is left of one that ends
+    is the place of its members.
+    """
     decided = {case.intent.uid for case in cases if case.intent.model is not None}
-    return {
-        a.intent_uid: a for a in snapshot.assignments if a.intent_uid in decided and a.replicas > 0
+    leaders = {
+        member.uid: leader(worker).intent.uid
+        for worker in sharing.workers
+        for member in worker.members
     }
+    groups = {worker.id: leader(worker).intent.uid for worker in sharing.workers}
+    found: dict[str, tuple[Assignment, ...]] = {}
+    for assignment in _one_per_place(snapshot.assignments):
+        uid = assignment.intent_uid
+        if assignment.replicas < 1 or (uid not in decided and assignment.group not in groups):
+            continue
+        owner = groups.get(assignment.group) or leaders.get(uid, uid)
+        found[owner] = (*found.get(owner, ()), assignment)
+    return found
 
 
 def _floors(
-    cases: Sequence[Case], ledger: Ledger, running: Mapping[str, Assignment]
+    cases: Sequence[Case], ledger: Ledger, running: Mapping[str, tuple[Assignment, ...]]
 ) -> dict[str, _Pick]:
     """Take the least of every intent, what runs first: a newcomer never leaves it without a place."""
     floors: dict[str, _Pick] = {}
     for case in sorted(cases, key=lambda c: c.intent.uid not in running):
-        ours = running.get(case.intent.uid)
+        ours = running.get(case.intent.uid, ())
         _let_go(ledger, ours)
         floor = _floor(case, ledger)
         if floor is not None:
@@ -105,15 +194,15 @@ def _floors(
     return floors
 
 
-def _hold(ledger: Ledger, assignment: Assignment | None) -> None:
+def _hold(ledger: Ledger, assignments: Iterable[Assignment]) -> None:
     """Reserve what runs until its own intent is decided about, and if nothing is found for it."""
-    if assignment is not None:
-        ledger.hold(assignment.config, _located(assignment), memory_bytes=assignment.memory_bytes)
+    for one in assignments:
+        ledger.hold(one.config, _located(one), memory_bytes=one.memory_bytes)
 
 
-def _let_go(ledger: Ledger, assignment: Assignment | None) -> None:
-    if assignment is not None:
-        ledger.let_go(assignment.config, _located(assignment), memory_bytes=assignment.memory_bytes)
+def _let_go(ledger: Ledger, assignments: Iterable[Assignment]) -> None:
+    for one in assignments:
+        ledger.let_go(one.config, _located(one), memory_bytes=one.memory_bytes)
 
 
 def _located(assignment: Assignment) -> Nodes:
@@ -145,7 +234,7 @@ def _choose(
 ) -> _Pick | None:
     best = _first_fitting(case, _acceptable(case), ledger)
     running = _stays(case, ledger)
-    if best is None or running is None:
+    if best is None or running is None or case.settled:
         return best or running
     current = running.judged
     assignment = case.assignment

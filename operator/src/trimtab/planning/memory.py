@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from trimtab.planning.architecture import BYTES_PER_VALUE, Architecture
 from trimtab.planning.fingerprint import Fingerprint
@@ -10,6 +10,44 @@ from trimtab.planning.policy import PlannerPolicy
 
 _PAGE_BYTES: Final = 4096
 _WATERMARK_PERMILLE: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaShape:
+    """What one model asks of the engine's slabs, bytes.
+
+    Attributes:
+        layer: Matrices of one layer.
+        depth: Layers.
+        fixed: Embedding, head, norms and biases: beside the slabs, never lent.
+        block: One KV block of one layer.
+    """
+
+    PAGE_BYTES: ClassVar[int] = _PAGE_BYTES
+
+    layer: int
+    depth: int
+    fixed: int
+    block: int
+
+    @staticmethod
+    def kept_blocks(blocks: int) -> int:
+        """Return the blocks to allocate so that this many can be used: zero block and watermark."""
+        return blocks + 2 + -(-blocks * _WATERMARK_PERMILLE // 1000)
+
+
+def arena_shape(
+    architecture: Architecture, *, depth: int, precision: str, kv_precision: str, block_tokens: int
+) -> ArenaShape:
+    """Return what a model asks of the engine's slabs at a precision."""
+    layer = architecture.matrix_parameters() * BYTES_PER_VALUE[precision]
+    token = kv_bytes_per_token(architecture, depth=1, kv_precision=kv_precision)
+    return ArenaShape(
+        layer=layer,
+        depth=depth,
+        fixed=weight_bytes(architecture, depth=depth, precision=precision) - depth * layer,
+        block=token * block_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,20 +148,22 @@ def _arena(
     layers inside each (engine.md §4); embedding, head and norms lie beside them. It keeps a block
     of zeros and a watermark of 2 % free. A slab never holds less than one block of every layer.
     """
-    layer = architecture.matrix_parameters() * BYTES_PER_VALUE[precision]
-    token = kv_bytes_per_token(architecture, depth=1, kv_precision=kv_precision)
-    block = token * block_tokens
-    align = math.lcm(_PAGE_BYTES, block)
-    slab = -(-max(layer, depth * block) // align) * align
-    fixed = weight_bytes(architecture, depth=depth, precision=precision) - depth * layer
-    homes = -(-depth // (slab // layer))
+    shape = arena_shape(
+        architecture,
+        depth=depth,
+        precision=precision,
+        kv_precision=kv_precision,
+        block_tokens=block_tokens,
+    )
+    align = math.lcm(_PAGE_BYTES, shape.block)
+    slab = -(-max(shape.layer, depth * shape.block) // align) * align
+    homes = -(-depth // (slab // shape.layer))
     blocks = -(-kv_tokens // block_tokens)
-    kept = blocks + 2 + -(-blocks * _WATERMARK_PERMILLE // 1000)
-    per_slab = slab // block // depth
-    slabs = -(-kept // per_slab)
+    per_slab = slab // shape.block // depth
+    slabs = -(-shape.kept_blocks(blocks) // per_slab)
     held = slabs * per_slab
     usable = held - 2 - -(-held * _WATERMARK_PERMILLE // 1000)
-    return fixed + homes * slab, slabs * slab, max(blocks, usable) * block_tokens
+    return shape.fixed + homes * slab, slabs * slab, max(blocks, usable) * block_tokens
 
 
 def _overhead(

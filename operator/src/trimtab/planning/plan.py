@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trimtab.planning.architecture import Architecture
+from trimtab.planning.remap import RemapAdvice
 from trimtab.planning.snapshot import Config
 
 Level = Literal["High", "Medium", "Low"]
+Remapping = Literal["DoNotRemap", "IdleOnly", "IdleAndActive"]
 Verdict = Literal["Planned", "PlannedNearest", "Unplanned"]
 Reason = Literal[
     # The good end, then what blocks a plan, in the order in which it is looked for (planner.md §8).
@@ -170,6 +172,39 @@ class FingerprintNeed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlan:
+    """One worker for the Shared intents of a namespace that fit together (planner.md §9).
+
+    Attributes:
+        id: Of the group; kept when the intent that founded it leaves.
+        members: Uids of the intents, oldest first.
+        config: How the worker runs. Its precision is the oldest member's; each has its own.
+        memory_bytes: Memory request, with room for models that join later.
+        arena_bytes: The engine's ``memory_bytes``, with that room.
+        least_memory_bytes: The request that these members need.
+        least_arena_bytes: The arena that these members need.
+        max_model_len: Longest prompt + output of any member, tokens.
+        max_seqs: Most sequences decoding at once, of any member.
+        max_batch_tokens: Token budget of a step.
+        slowest_tpot_us: Longest predicted time per output token.
+        advice: Whether idle members lend their weights; keys of ``lend_units`` are uids.
+    """
+
+    id: str
+    members: tuple[str, ...]
+    config: Config
+    memory_bytes: int
+    arena_bytes: int
+    least_memory_bytes: int
+    least_arena_bytes: int
+    max_model_len: int
+    max_seqs: int
+    max_batch_tokens: int
+    slowest_tpot_us: int
+    advice: RemapAdvice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntentPlan:
     """The decision for one intent.
 
@@ -186,6 +221,9 @@ class IntentPlan:
         keeps_assignment: The option equals what runs now.
         needs: Fingerprints to measure next.
         notes: Further sentences for ``why``: dated prices, extrapolation, stickiness.
+        group: The worker that it shares or offers to share; None for one of its own.
+        remap_verdict: Whether weights are lent to the KV cache under pressure.
+        remap_reasons: Why, and why it shares with nobody, a sentence each.
     """
 
     uid: str
@@ -203,6 +241,9 @@ class IntentPlan:
     keeps_assignment: bool = False
     needs: tuple[FingerprintNeed, ...] = ()
     notes: tuple[str, ...] = ()
+    group: GroupPlan | None = None
+    remap_verdict: Remapping = "DoNotRemap"
+    remap_reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

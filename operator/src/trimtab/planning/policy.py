@@ -74,6 +74,18 @@ class PlannerPolicy:
     cpu_max_batch_tokens: int = 512
     cpu_max_sequences: int = 32
 
+    # §9, sharing. Planned rates of a group's members ÷ their capacities alone, summed; a member of a
+    # running group stays up to the second figure, so that a little load more moves nobody. Per
+    # mille, §9 and decision.
+    shared_utilisation_permille: int = 700
+    kept_utilisation_permille: int = 850
+    shared_members: int = 4
+    # Weight slabs of a group may waste this share (joints.md §6). Per mille.
+    shared_waste_permille: int = 100
+    # Rate at which a CPU worker reads lent weights again from the page cache, bytes/µs; decision,
+    # below what one core copies.
+    cpu_reload_bytes_per_us: int = 4_000
+
     def digest(self) -> str:
         """Return 16 hex digits over every constant."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)

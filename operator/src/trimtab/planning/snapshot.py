@@ -70,7 +70,7 @@ class IntentView:
     """One InferenceIntent, as far as planning reads it.
 
     ``model`` is None until it was inspected. ``load`` is None where none is declared or observed.
-    ``created_seconds`` is Unix time.
+    ``created_seconds`` is Unix time. ``group_id`` is the id of a sharing group that it would found.
     """
 
     uid: str
@@ -83,9 +83,10 @@ class IntentView:
     targets: Targets = Targets()
     load: Load | None = None
     constraints: Constraints = Constraints()
-    sharing: Sharing = "Shared"
+    sharing: Sharing = "Exclusive"
     infeasible: Infeasible = "ServeNearest"
     priority: int = 0
+    group_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,8 @@ class Assignment:
     """What an intent runs now: the configuration in force, replicas by node.
 
     ``generation`` is the intent's generation that this plan was made for; ``age_seconds`` is how
-    long it has been in force; ``memory_bytes`` is what each replica requests.
+    long it has been in force; ``memory_bytes`` is what each replica requests. Members of a sharing
+    group have one assignment each, with equal ``group``: together they hold the place of one.
     """
 
     intent_uid: str
@@ -155,11 +157,15 @@ class Assignment:
     generation: int
     age_seconds: int = 0
     memory_bytes: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSnapshot:
-    """Everything ``plan_fleet`` reads. The order of the tuples does not matter."""
+    """Everything ``plan_fleet`` reads. The order of the tuples does not matter.
+
+    ``headroom_models`` is for how many more models a sharing group's worker reserves memory.
+    """
 
     intents: tuple[IntentView, ...]
     pools: tuple[CpuPool, ...]
@@ -169,3 +175,4 @@ class FleetSnapshot:
     prices: PriceBook = field(default_factory=PriceBook)
     assignments: tuple[Assignment, ...] = ()
     gateway_overhead_us: int = 0
+    headroom_models: int = 1

@@ -1,0 +1,444 @@
+"""Which Shared intents of a namespace run in one worker (planner.md §9, the rule without simulation).
+
+They share if their own best options run on equal configurations with one replica each, if together
+they keep the threads busy for less than 70 % of the time, if every objective that is met alone is
+met beside the others, if their memory is no more than that of workers of their own, and if
+`plan_remap` lends the weights of those that are idle. Everybody else gets a worker alone, and is
+told why. What runs in a group stays in it, and a running group keeps its id.
+"""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trimtab.planning.case import Case
+from trimtab.planning.group_memory import GroupMemory
+from trimtab.planning.objectives import Judged, judge, resource_score
+from trimtab.planning.plan import GroupPlan, Option
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.remap import RemapAdvice
+from trimtab.planning.replan import keeps, switching_cost, was_edited
+from trimtab.planning.shared_worker import advise, beside, split_cost, worker_memory
+from trimtab.planning.snapshot import Assignment, Config, FleetSnapshot, IntentView
+
+_Key = tuple[str, Config]
+"""Namespace and configuration without precision: each model of a worker has its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A Shared intent and the option that it would run alone."""
+
+    case: Case
+    judged: Judged
+
+    @property
+    def uid(self) -> str:
+        """Of the intent."""
+        return self.case.intent.uid
+
+    @property
+    def group(self) -> str:
+        """The running group that it is a member of; empty where it is of none."""
+        return self.case.assignment.group if self.case.assignment else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedWorker:
+    """One group: its members, and the place that it asks of the fleet.
+
+    Attributes:
+        id: Of the group.
+        members: Oldest first.
+        sizes: What its worker may be given, the roomiest first.
+        advice: Whether idle members lend.
+    """
+
+    id: str
+    members: tuple[Candidate, ...]
+    sizes: tuple[tuple[Option, GroupMemory], ...]
+    advice: RemapAdvice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """The groups, and why others are alone: a sentence by uid."""
+
+    workers: tuple[SharedWorker, ...] = ()
+    apart: Mapping[str, str]
+
+
+def share(cases: Sequence[Case], *, snapshot: FleetSnapshot, policy: PlannerPolicy) -> Sharing:
+    """Return who shares a worker; independent of the order of the cases."""
+    apart: dict[str, str] = {}
+    found: dict[_Key, list[Candidate]] = {}
+    for case in sorted(cases, key=lambda c: (c.intent.created_seconds, c.intent.uid)):
+        if case.intent.sharing != "Shared" or case.problem is not None:
+            continue
+        judged = _preferred(case, snapshot=snapshot, policy=policy)
+        if judged is None:
+            continue
+        if judged.option.replicas != 1:
+            apart[case.intent.uid] = (
+                f"SeveralReplicas: its load needs {judged.option.replicas} replicas, and a shared "
+                "worker is one."
+            )
+            continue
+        key: _Key = (case.intent.namespace, replace(judged.option.config, precision=""))
+        found.setdefault(key, []).append(Candidate(case=case, judged=judged))
+    workers: list[SharedWorker] = []
+    homes = _homes(found)
+    rule = _Rule(snapshot=snapshot, policy=policy)
+    for key in sorted(found, key=str):
+        here = {name for name, home in homes.items() if home == key}
+        groups = _grouped(found[key], rule, here=here, taken=homes.keys(), apart=apart)
+        for name in sorted(groups):
+            members = sorted(
+                groups[name], key=lambda c: (c.case.intent.created_seconds, c.case.intent.uid)
+            )
+            workers.append(rule.worker(name, tuple(members)))
+    return Sharing(workers=tuple(workers), apart=apart)
+
+
+def group_plan(worker: SharedWorker, *, size: int) -> GroupPlan:
+    """Return a group's plan once its worker has found a place with one of its sizes."""
+    option, memory = worker.sizes[size]
+    options = [member.judged.option for member in worker.members]
+    return GroupPlan(
+        id=worker.id,
+        members=tuple(member.uid for member in worker.members),
+        config=option.config,
+        memory_bytes=option.memory_bytes,
+        arena_bytes=option.arena_bytes,
+        least_memory_bytes=memory.least_total,
+        least_arena_bytes=memory.least_arena,
+        max_model_len=option.max_model_len,
+        max_seqs=option.max_seqs,
+        max_batch_tokens=option.max_batch_tokens,
+        slowest_tpot_us=max(o.predicted.tpot.mean_us for o in options),
+        advice=worker.advice,
+    )
+
+
+def member_options(
+    worker: SharedWorker, *, size: int, snapshot: FleetSnapshot
+) -> dict[str, Judged]:
+    """Return each member's option as it runs in the group: its latencies, its share of the cost."""
+    option, _ = worker.sizes[size]
+    shares = split_cost(worker.members, option, prices=snapshot.prices)
+    return {
+        member.uid: replace(
+            member.judged,
+            option=replace(
+                beside(member, worker.members),
+                memory_bytes=option.memory_bytes,
+                arena_bytes=option.arena_bytes,
+                cost_per_hour_micro_usd=cost,
+            ),
+        )
+        for member, cost in zip(worker.members, shares, strict=True)
+    }
+
+
+def unit(worker: SharedWorker) -> Case:
+    """Return a group as one case of the fleet's search: it takes one place or none."""
+    options = tuple(
+        Judged(option=o, score=s, resources=resource_score(o, priced=False), ratios=())
+        for s, (o, _) in enumerate(worker.sizes)
+    )
+    running = next((m.case.assignment for m in worker.members if m.group == worker.id), None)
+    return replace(
+        leader(worker),
+        every=options,
+        options=options,
+        assignment=running,
+        running=_running(options, running),
+        settled=True,
+    )
+
+
+def leader(worker: SharedWorker) -> Case:
+    """Return the member whose priority and age the group has in the fleet's search."""
+    return min(
+        (m.case for m in worker.members),
+        key=lambda c: (-c.intent.priority, c.intent.created_seconds, c.intent.uid),
+    )
+
+
+def dissolved(sharing: Sharing, ids: AbstractSet[str]) -> Sharing:
+    """Return the sharing without these groups: each member is planned alone."""
+    why = "NoPlace: no node has room for the group's worker."
+    gone = {m.uid: why for w in sharing.workers if w.id in ids for m in w.members}
+    return Sharing(
+        workers=tuple(w for w in sharing.workers if w.id not in ids),
+        apart={**sharing.apart, **gone},
+    )
+
+
+def remapping(intent: IntentView, sharing: Sharing, group: GroupPlan | None) -> dict[str, Any]:
+    """Return the fields of an intent's plan about its group and its weights."""
+    apart = sharing.apart.get(intent.uid, "")
+    if group is None:
+        alone = {
+            "Shared": "SingleModel: its worker has no other model whose weights could be lent.",
+            "Exclusive": "SingleModel: sharing is Exclusive, so its worker has no other model whose "
+            "weights could be lent.",
+        }[intent.sharing]
+        return {"remap_verdict": "DoNotRemap", "remap_reasons": (apart or alone,)}
+    reasons = tuple(reason for reason in (apart, *group.advice.reasons) if reason)
+    return {"group": group, "remap_verdict": group.advice.verdict, "remap_reasons": reasons}
+
+
+def _running(options: Sequence[Judged], assignment: Assignment | None) -> Judged | None:
+    """Return what the group runs now, with the memory that it has."""
+    if assignment is None:
+        return None
+    option = replace(
+        options[-1].option,
+        config=assignment.config,
+        memory_bytes=assignment.memory_bytes,
+        replicas=1,
+    )
+    return replace(options[-1], option=option)
+
+
+def _preferred(case: Case, *, snapshot: FleetSnapshot, policy: PlannerPolicy) -> Judged | None:
+    """Return the option that an intent would run alone: its best, or what runs if that stays."""
+    refuse = case.intent.infeasible == "Refuse"
+    allowed = [j for j in case.options if j.meets or not refuse]
+    if not allowed:
+        return None
+    best, running, assignment = allowed[0], case.running, case.assignment
+    if running is None or assignment is None or was_edited(case.intent, assignment):
+        return best
+    if running.option.config not in {j.option.config for j in case.every}:
+        return best
+    same = running.option.config == best.option.config
+    # A group's one replica is not what this intent asked for, so replicas are weighed anew.
+    if same and running.option.replicas != best.option.replicas and not running.meets:
+        return best
+    cost = switching_cost(snapshot, running.option.fingerprint, policy=policy)
+    return running if same or keeps(running, best, cost=cost) else best
+
+
+def _homes(found: Mapping[_Key, Sequence[Candidate]]) -> dict[str, _Key]:
+    """Return where each running group goes on: as it runs now, else as its oldest member wants."""
+    homes: dict[str, _Key] = {}
+    running: dict[str, _Key] = {}
+    for key in sorted(found, key=str):
+        for candidate in found[key]:
+            if candidate.group and candidate.case.assignment is not None:
+                homes.setdefault(candidate.group, key)
+                config = replace(candidate.case.assignment.config, precision="")
+                if key == (candidate.case.intent.namespace, config):
+                    running[candidate.group] = key
+    return homes | running
+
+
+def _grouped(
+    candidates: Sequence[Candidate],
+    rule: "_Rule",
+    *,
+    here: AbstractSet[str],
+    taken: AbstractSet[str],
+    apart: dict[str, str],
+) -> dict[str, list[Candidate]]:
+    """Return groups by id: running ones first, then newcomers one by one into the first that takes them.
+
+    Args:
+        candidates: Oldest first, all with one configuration.
+        rule: Who may join whom.
+        here: Running groups that go on with this configuration.
+        taken: All running groups: nobody founds one of their names again.
+        apart: Filled with the reasons of those who joined nobody.
+    """
+    groups: dict[str, list[Candidate]] = {}
+    rest: list[Candidate] = []
+    for candidate in candidates:
+        if candidate.group not in here:
+            rest.append(candidate)
+            continue
+        members = groups.setdefault(candidate.group, [])
+        refusal = rule.refusal(candidate, members)
+        if refusal:
+            apart[candidate.uid] = refusal
+            rest.append(candidate)
+        else:
+            members.append(candidate)
+    for candidate in rest:
+        _settle(candidate, groups, rule, taken=taken, apart=apart)
+    return groups
+
+
+def _settle(
+    candidate: Candidate,
+    groups: dict[str, list[Candidate]],
+    rule: "_Rule",
+    *,
+    taken: AbstractSet[str],
+    apart: dict[str, str],
+) -> None:
+    """Let a newcomer join the oldest group that takes it, or found one of its own."""
+    refusals: list[str] = []
+    for name in sorted(groups, key=lambda n: (_age(groups[n]), n)):
+        refusal = rule.refusal(candidate, groups[name])
+        if not refusal:
+            groups[name].append(candidate)
+            apart.pop(candidate.uid, None)
+            return
+        refusals.append(refusal)
+    if refusals:
+        apart.setdefault(candidate.uid, refusals[0])
+    own = candidate.case.intent.group_id
+    if own and own not in taken and own not in groups:
+        groups[own] = [candidate]
+
+
+def _age(members: Sequence[Candidate]) -> int:
+    return min((m.case.intent.created_seconds for m in members), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    snapshot: FleetSnapshot
+    policy: PlannerPolicy
+
+    def refusal(self, candidate: Candidate, members: Sequence[Candidate]) -> str:
+        """Return why a candidate cannot join these members; empty if it can."""
+        if not members:
+            return ""
+        together = (*members, candidate)
+        stays = all(m.group and m.group == candidate.group for m in members)
+        checks = (
+            self._crowded(together),
+            self._unknown_load(together),
+            self._busy(together, stays=stays),
+            self._missed(together),
+            self._memory(together, stays=stays),
+            "" if stays else self._unlent(together),
+        )
+        return next((refusal for refusal in checks if refusal), "")
+
+    def _crowded(self, together: Sequence[Candidate]) -> str:
+        most = self.policy.shared_members
+        if len(together) <= most:
+            return ""
+        return f"GroupFull: the group has {most} members, the most that share a worker."
+
+    def _unknown_load(self, together: Sequence[Candidate]) -> str:
+        unknown = [m for m in together if m.case.load is None or m.case.load.assumed]
+        if not unknown:
+            return ""
+        return (
+            f"LoadUnknown: no load of {_names(unknown)} is declared or observed, so nobody can say "
+            "whether one worker carries them all. Declare spec.load."
+        )
+
+    def _busy(self, together: Sequence[Candidate], *, stays: bool) -> str:
+        limit = (
+            self.policy.kept_utilisation_permille
+            if stays
+            else self.policy.shared_utilisation_permille
+        )
+        used = sum(m.judged.option.predicted.utilisation_permille for m in together)
+        if used <= limit:
+            return ""
+        return (
+            f"TooBusy: with {_names(together)} one worker would be busy for {used / 10:.0f} % of the "
+            f"time, over {limit / 10:.0f} %."
+        )
+
+    def _missed(self, together: Sequence[Candidate]) -> str:
+        for member in together:
+            load = member.case.load
+            if load is None or not member.judged.meets:
+                continue
+            judged = judge(
+                member.case.intent,
+                beside(member, together),
+                load=load,
+                priced=False,
+                policy=self.policy,
+            )
+            worst = judged.worst
+            if not judged.meets and worst is not None:
+                return (
+                    f"ObjectiveMissed: beside {_names([m for m in together if m is not member])} "
+                    f"{member.case.intent.name} would miss {worst.name} by {100 * worst.value - 100:.0f} %."
+                )
+        return ""
+
+    def _memory(self, together: Sequence[Candidate], *, stays: bool) -> str:
+        memory = self._of(together, headroom=0)
+        permille = 1000 * memory.waste
+        if permille > self.policy.shared_waste_permille and not stays:
+            return (
+                f"SlabMismatch: layers of {_names(together)} differ so much in size that slabs for "
+                f"both would waste {permille / 10:.0f} %."
+            )
+        alone = sum(m.judged.option.memory_bytes for m in together)
+        if memory.least_total <= alone or stays:
+            return ""
+        return (
+            f"NoSaving: one worker for {_names(together)} needs {memory.least_total >> 20} MiB, "
+            f"workers of their own {alone >> 20} MiB."
+        )
+
+    def _unlent(self, together: Sequence[Candidate]) -> str:
+        advice = self._advice(together)
+        if advice.verdict != "DoNotRemap":
+            return ""
+        return advice.reasons[0] if advice.reasons else "DoNotRemap: idle weights cannot be lent."
+
+    def worker(self, name: str, members: tuple[Candidate, ...]) -> SharedWorker:
+        """Return the group of these members, with room for more if there is a place with it."""
+        first = members[0]
+        roomy = self._of(members, headroom=self.snapshot.headroom_models)
+        exact = self._of(members, headroom=0)
+        ran = next((m.case.assignment for m in members if m.group == name), None)
+        sizes = []
+        for memory in (roomy, exact):
+            option = self._option(members, memory, config=first.judged.option.config)
+            if ran is not None and ran.memory_bytes >= memory.least_total:
+                # What runs suffices: its size is no reason to roll.
+                option = replace(option, memory_bytes=ran.memory_bytes)
+            sizes.append((option, memory))
+        return SharedWorker(
+            id=name, members=members, sizes=tuple(sizes), advice=self._advice(members)
+        )
+
+    def _option(
+        self, members: Sequence[Candidate], memory: GroupMemory, *, config: Config
+    ) -> Option:
+        options = [m.judged.option for m in members]
+        return replace(
+            options[0],
+            config=config,
+            replicas=1,
+            memory_bytes=memory.total,
+            arena_bytes=memory.arena,
+            max_model_len=max(o.max_model_len for o in options),
+            max_seqs=max(o.max_seqs for o in options),
+            max_batch_tokens=max(o.max_batch_tokens for o in options),
+        )
+
+    def _of(self, members: Sequence[Candidate], *, headroom: int) -> GroupMemory:
+        return worker_memory(
+            members,
+            headroom_models=headroom,
+            block_tokens=self.snapshot.capabilities.block_tokens,
+            policy=self.policy,
+        )
+
+    def _advice(self, members: Sequence[Candidate]) -> RemapAdvice:
+        return advise(
+            members,
+            memory=self._of(members, headroom=0),
+            block_tokens=self.snapshot.capabilities.block_tokens,
+            policy=self.policy,
+        )
+
+
+def _names(members: Sequence[Candidate]) -> str:
+    return ", ".join(sorted(m.case.intent.name for m in members))
