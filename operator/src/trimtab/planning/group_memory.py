@@ -38,7 +38,8 @@ class GroupMemory:
         total: The pod's memory request.
         least_arena: The arena without room for models that may join.
         least_total: The request without that room.
-        waste: Bytes of weight slabs that hold nothing ÷ bytes of weight slabs.
+        waste: Share of a model's weight slabs that holds nothing, beyond what it would waste in an
+            arena of its own; of the model that loses most.
     """
 
     arena: int
@@ -67,7 +68,7 @@ def group_memory(
     """
     if not members:
         raise ValueError("group_memory: members is empty. Give at least one model.")
-    slab, waste = choose_slab([member.shape for member in members])
+    slab = choose_slab([member.shape for member in members])
     weights = [_weight_slabs(member.shape, slab) for member in members]
     homes = [_kv_slabs(m.shape, slab, m.home_tokens, block_tokens) for m in members]
     reaches = [_kv_slabs(m.shape, slab, m.reach_tokens, block_tokens) for m in members]
@@ -91,12 +92,14 @@ def group_memory(
         total=_with_reserve(least_arena + room + host + room_host + overhead, policy),
         least_arena=least_arena,
         least_total=_with_reserve(least_arena + host + overhead, policy),
-        waste=waste,
+        waste=max(
+            _waste([m.shape], slab) - _waste([m.shape], choose_slab([m.shape])) for m in members
+        ),
     )
 
 
-def choose_slab(shapes: Sequence[ArenaShape]) -> tuple[int, float]:
-    """Return the engine's slab size for these models and what its weight slabs waste.
+def choose_slab(shapes: Sequence[ArenaShape]) -> int:
+    """Return the engine's slab size for these models, bytes.
 
     The size with the least waste over {b, b/2, b/4} of the models' layers, a multiple of a page
     and of every model's block, and never less than one block of every layer (engine.md §4).
@@ -108,13 +111,12 @@ def choose_slab(shapes: Sequence[ArenaShape]) -> tuple[int, float]:
         for shape in shapes
         for part in (1, 2, 4)
     }
+    return min(sizes, key=lambda size: (round(_waste(shapes, size), 4), -size))
 
-    def waste(size: int) -> float:
-        used = sum(shape.layer * shape.depth for shape in shapes)
-        return 1.0 - used / sum(_weight_slabs(shape, size) * size for shape in shapes)
 
-    best = min(sizes, key=lambda size: (round(waste(size), 4), -size))
-    return best, waste(best)
+def _waste(shapes: Sequence[ArenaShape], slab: int) -> float:
+    used = sum(shape.layer * shape.depth for shape in shapes)
+    return 1.0 - used / sum(_weight_slabs(shape, slab) * slab for shape in shapes)
 
 
 def _weight_slabs(shape: ArenaShape, slab: int) -> int:

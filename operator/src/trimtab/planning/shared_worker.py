@@ -21,7 +21,7 @@ from trimtab.planning.remap import (
 from trimtab.planning.snapshot import ModelView
 
 if TYPE_CHECKING:
-    from trimtab.planning.sharing import Candidate
+    from trimtab.planning.sharing_rule import Candidate
 
 LIMITS: Final = Limits(active_cap=0.0)
 """On CPU copies use the cores that compute, so running layers are never streamed."""

@@ -13,52 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.planning.case import Case
-from trimtab.planning.group_memory import GroupMemory
-from trimtab.planning.objectives import Judged, judge, resource_score
-from trimtab.planning.plan import GroupPlan, Option
+from trimtab.planning.objectives import Judged, resource_score
+from trimtab.planning.plan import GroupPlan
 from trimtab.planning.policy import PlannerPolicy
-from trimtab.planning.remap import RemapAdvice
 from trimtab.planning.replan import keeps, switching_cost, was_edited
-from trimtab.planning.shared_worker import advise, beside, split_cost, worker_memory
+from trimtab.planning.shared_worker import beside, split_cost
+from trimtab.planning.sharing_rule import Candidate, Rule, SharedWorker
 from trimtab.planning.snapshot import Assignment, Config, FleetSnapshot, IntentView
 
 _Key = tuple[str, Config]
 """Namespace and configuration without precision: each model of a worker has its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A Shared intent and the option that it would run alone."""
-
-    case: Case
-    judged: Judged
-
-    @property
-    def uid(self) -> str:
-        """Of the intent."""
-        return self.case.intent.uid
-
-    @property
-    def group(self) -> str:
-        """The running group that it is a member of; empty where it is of none."""
-        return self.case.assignment.group if self.case.assignment else ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharedWorker:
-    """One group: its members, and the place that it asks of the fleet.
-
-    Attributes:
-        id: Of the group.
-        members: Oldest first.
-        sizes: What its worker may be given, the roomiest first.
-        advice: Whether idle members lend.
-    """
-
-    id: str
-    members: tuple[Candidate, ...]
-    sizes: tuple[tuple[Option, GroupMemory], ...]
-    advice: RemapAdvice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +53,7 @@ def share(cases: Sequence[Case], *, snapshot: FleetSnapshot, policy: PlannerPoli
         found.setdefault(key, []).append(Candidate(case=case, judged=judged))
     workers: list[SharedWorker] = []
     homes = _homes(found)
-    rule = _Rule(snapshot=snapshot, policy=policy)
+    rule = Rule(snapshot=snapshot, policy=policy)
     for key in sorted(found, key=str):
         here = {name for name, home in homes.items() if home == key}
         groups = _grouped(found[key], rule, here=here, taken=homes.keys(), apart=apart)
@@ -238,7 +202,7 @@ def _homes(found: Mapping[_Key, Sequence[Candidate]]) -> dict[str, _Key]:
 
 def _grouped(
     candidates: Sequence[Candidate],
-    rule: "_Rule",
+    rule: Rule,
     *,
     here: AbstractSet[str],
     taken: AbstractSet[str],
@@ -274,7 +238,7 @@ def _grouped(
 def _settle(
     candidate: Candidate,
     groups: dict[str, list[Candidate]],
-    rule: "_Rule",
+    rule: Rule,
     *,
     taken: AbstractSet[str],
     apart: dict[str, str],
@@ -297,148 +261,3 @@ def _settle(
 
 def _age(members: Sequence[Candidate]) -> int:
     return min((m.case.intent.created_seconds for m in members), default=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rule:
-    snapshot: FleetSnapshot
-    policy: PlannerPolicy
-
-    def refusal(self, candidate: Candidate, members: Sequence[Candidate]) -> str:
-        """Return why a candidate cannot join these members; empty if it can."""
-        if not members:
-            return ""
-        together = (*members, candidate)
-        stays = all(m.group and m.group == candidate.group for m in members)
-        checks = (
-            self._crowded(together),
-            self._unknown_load(together),
-            self._busy(together, stays=stays),
-            self._missed(together),
-            self._memory(together, stays=stays),
-            "" if stays else self._unlent(together),
-        )
-        return next((refusal for refusal in checks if refusal), "")
-
-    def _crowded(self, together: Sequence[Candidate]) -> str:
-        most = self.policy.shared_members
-        if len(together) <= most:
-            return ""
-        return f"GroupFull: the group has {most} members, the most that share a worker."
-
-    def _unknown_load(self, together: Sequence[Candidate]) -> str:
-        unknown = [m for m in together if m.case.load is None or m.case.load.assumed]
-        if not unknown:
-            return ""
-        return (
-            f"LoadUnknown: no load of {_names(unknown)} is declared or observed, so nobody can say "
-            "whether one worker carries them all. Declare spec.load."
-        )
-
-    def _busy(self, together: Sequence[Candidate], *, stays: bool) -> str:
-        limit = (
-            self.policy.kept_utilisation_permille
-            if stays
-            else self.policy.shared_utilisation_permille
-        )
-        used = sum(m.judged.option.predicted.utilisation_permille for m in together)
-        if used <= limit:
-            return ""
-        return (
-            f"TooBusy: with {_names(together)} one worker would be busy for {used / 10:.0f} % of the "
-            f"time, over {limit / 10:.0f} %."
-        )
-
-    def _missed(self, together: Sequence[Candidate]) -> str:
-        for member in together:
-            load = member.case.load
-            if load is None or not member.judged.meets:
-                continue
-            judged = judge(
-                member.case.intent,
-                beside(member, together),
-                load=load,
-                priced=False,
-                policy=self.policy,
-            )
-            worst = judged.worst
-            if not judged.meets and worst is not None:
-                return (
-                    f"ObjectiveMissed: beside {_names([m for m in together if m is not member])} "
-                    f"{member.case.intent.name} would miss {worst.name} by {100 * worst.value - 100:.0f} %."
-                )
-        return ""
-
-    def _memory(self, together: Sequence[Candidate], *, stays: bool) -> str:
-        memory = self._of(together, headroom=0)
-        permille = 1000 * memory.waste
-        if permille > self.policy.shared_waste_permille and not stays:
-            return (
-                f"SlabMismatch: layers of {_names(together)} differ so much in size that slabs for "
-                f"both would waste {permille / 10:.0f} %."
-            )
-        alone = sum(m.judged.option.memory_bytes for m in together)
-        if memory.least_total <= alone or stays:
-            return ""
-        return (
-            f"NoSaving: one worker for {_names(together)} needs {memory.least_total >> 20} MiB, "
-            f"workers of their own {alone >> 20} MiB."
-        )
-
-    def _unlent(self, together: Sequence[Candidate]) -> str:
-        advice = self._advice(together)
-        if advice.verdict != "DoNotRemap":
-            return ""
-        return advice.reasons[0] if advice.reasons else "DoNotRemap: idle weights cannot be lent."
-
-    def worker(self, name: str, members: tuple[Candidate, ...]) -> SharedWorker:
-        """Return the group of these members, with room for more if there is a place with it."""
-        first = members[0]
-        roomy = self._of(members, headroom=self.snapshot.headroom_models)
-        exact = self._of(members, headroom=0)
-        ran = next((m.case.assignment for m in members if m.group == name), None)
-        sizes = []
-        for memory in (roomy, exact):
-            option = self._option(members, memory, config=first.judged.option.config)
-            if ran is not None and ran.memory_bytes >= memory.least_total:
-                # What runs suffices: its size is no reason to roll.
-                option = replace(option, memory_bytes=ran.memory_bytes)
-            sizes.append((option, memory))
-        return SharedWorker(
-            id=name, members=members, sizes=tuple(sizes), advice=self._advice(members)
-        )
-
-    def _option(
-        self, members: Sequence[Candidate], memory: GroupMemory, *, config: Config
-    ) -> Option:
-        options = [m.judged.option for m in members]
-        return replace(
-            options[0],
-            config=config,
-            replicas=1,
-            memory_bytes=memory.total,
-            arena_bytes=memory.arena,
-            max_model_len=max(o.max_model_len for o in options),
-            max_seqs=max(o.max_seqs for o in options),
-            max_batch_tokens=max(o.max_batch_tokens for o in options),
-        )
-
-    def _of(self, members: Sequence[Candidate], *, headroom: int) -> GroupMemory:
-        return worker_memory(
-            members,
-            headroom_models=headroom,
-            block_tokens=self.snapshot.capabilities.block_tokens,
-            policy=self.policy,
-        )
-
-    def _advice(self, members: Sequence[Candidate]) -> RemapAdvice:
-        return advise(
-            members,
-            memory=self._of(members, headroom=0),
-            block_tokens=self.snapshot.capabilities.block_tokens,
-            policy=self.policy,
-        )
-
-
-def _names(members: Sequence[Candidate]) -> str:
-    return ", ".join(sorted(m.case.intent.name for m in members))
