@@ -8,6 +8,7 @@ from trimtab.cli import crds, finalizers, model
 from trimtab.cli.bench import bench
 from trimtab.cli.output import write
 from trimtab.cli.plan import plan
+from trimtab.cli.remap import remap
 from trimtab.cli.why import why
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(why)
 app.command()(plan)
+app.command()(remap)
 app.command(
     context_settings={
         "allow_extra_args": True,
