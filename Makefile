@@ -11,7 +11,9 @@ export PYTHONUNBUFFERED := 1
 help: ## list the targets
 	@grep -hE '^[a-z][a-zA-Z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-$(VENV)/.base: pyproject.toml constraints.txt
+NATIVE := $(wildcard workers/src/trimtab_workers/engine/native/*.[ch])
+
+$(VENV)/.base: pyproject.toml constraints.txt $(NATIVE)
 	@test -n "$(BASE_PYTHON)" || { echo "trimtab needs Python 3.11 to 3.13 with venv and none is on the PATH. Remedy: install it (Debian: apt-get install python3 python3-venv) or set BASE_PYTHON=/path/to/python3." >&2; exit 2; }
 	@test -x $(BIN)/python || $(BASE_PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m ensurepip --upgrade >/dev/null && $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e . >/dev/null
@@ -30,6 +32,10 @@ $(STAMP): $(VENV)/.base
 
 .PHONY: setup
 setup: $(STAMP) ## create .venv with the engine and development extras
+
+.PHONY: native
+native: ## compile the engine's optional CPU kernels again, after a change to them
+	@$(BIN)/python -c 'from setuptools import setup; setup()' -q build_ext --inplace
 
 .PHONY: demo
 demo: ## set everything up and stream a model's answer from an embedded cluster

@@ -100,6 +100,12 @@ def run(engine: Engine, *requests: Request, steps: int = 5_000) -> list[Collecte
     return collected
 
 
+def spy_on_logits(monkeypatch: Any, spy: Any) -> None:
+    """Put a spy in the sampler's place, and have greedy rows' logits computed in full for it."""
+    monkeypatch.setattr(SamplingParams, "plain_greedy", property(lambda _: False))
+    monkeypatch.setattr("trimtab_workers.engine.runner.sample", spy)
+
+
 def glass_directory(folder: Path, language: str) -> Path:
     """Write a glassllm model as a Hugging Face directory."""
     from glassllm import load_pretrained

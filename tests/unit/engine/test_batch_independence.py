@@ -5,7 +5,14 @@ import random
 import pytest
 import torch
 
-from tests.unit.engine.builders import a_request, an_engine, kv_memory, run, submit
+from tests.unit.engine.builders import (
+    a_request,
+    an_engine,
+    kv_memory,
+    run,
+    spy_on_logits,
+    submit,
+)
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.sampling import sample
 
@@ -15,7 +22,7 @@ class _Spy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: dict[tuple[str, int], torch.Tensor] = {}
-        monkeypatch.setattr("trimtab_workers.engine.runner.sample", self)
+        spy_on_logits(monkeypatch, self)
 
     def __call__(self, logits: torch.Tensor, sequences: list) -> object:
         for row, sequence in zip(logits, sequences, strict=True):
@@ -43,6 +50,7 @@ def _alone(requests: list, spy: _Spy, **settings: object) -> dict:
 
 
 def _assert_same(alone: dict, mixed: dict) -> None:
+    assert mixed
     assert mixed.keys() == alone.keys()
     different = [key for key in alone if not torch.equal(alone[key], mixed[key])]
     assert not different, f"{len(different)} of {len(alone)} rows differ, first {different[:3]}"

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.unit.engine.builders import a_request, an_engine, kv_memory, run, submit
 from trimtab_workers.engine.clock import VirtualClock
@@ -115,25 +114,19 @@ def test_abort_frees_blocks_in_one_step():
     assert engine.state()["kv"]["used_tokens"] == 0
 
 
-def test_nan_fails_its_batch_alone(monkeypatch: pytest.MonkeyPatch):
+def test_nan_fails_its_batch_alone():
     """NaN fails the requests of that step with 500; those that come later are untouched."""
     [expected] = run(an_engine(), a_request("r", range(60)))
     engine = an_engine()
-    bad = submit(engine, a_request("bad", range(70)))
-    model = engine.tenant("m").runner.model
-    honest = model.embedding
-
-    class Poisoned:
-        """Embeds every token as NaN, so that keys and values become NaN too."""
-
-        def rows(self, index: torch.Tensor) -> torch.Tensor:
-            return honest.rows(index) * float("nan")
-
-    monkeypatch.setattr(model, "embedding", Poisoned())
+    bad = submit(engine, a_request("bad", [500, *range(70)]))
+    memory, block = engine.tenant("m").runner.model.embedding.memory
+    row = memory[500 // block, :, 500 % block] if block else memory[500]
+    honest = row.clone()
+    row.fill_(float("nan"))
     engine.step()
     assert isinstance(bad[-1].error, BatchFailedError)
     assert bad[-1].error.status == 500
-    monkeypatch.setattr(model, "embedding", honest)
+    row.copy_(honest)
     [good] = run(engine, a_request("good", range(60)))
     assert good.tokens == expected.tokens
     assert engine.models()[0]["state"] == "Resident"

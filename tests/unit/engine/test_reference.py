@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.engine.builders import a_request, an_engine, run
+from tests.unit.engine.builders import a_request, an_engine, run, spy_on_logits
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.sampling import sample
 
@@ -21,7 +21,7 @@ def _logits(engine: Engine, tokens: list[int], monkeypatch: pytest.MonkeyPatch) 
         seen.append(logits.clone())
         return sample(logits, sequences)
 
-    monkeypatch.setattr("trimtab_workers.engine.runner.sample", spy)
+    spy_on_logits(monkeypatch, spy)
     run(engine, a_request("r", tokens, max_tokens=5))
     return torch.cat(seen)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.unit.engine.builders import a_request, an_engine, run, submit
+from tests.unit.engine.builders import a_request, an_engine, run, spy_on_logits, submit
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.errors import ModelCorruptError
 from trimtab_workers.engine.sampling import sample
@@ -68,7 +68,7 @@ def test_greedy_and_logits(engine: Engine, reference: Any, monkeypatch: pytest.M
             seen[sequence.request.request_id].append(row.clone())
         return sample(logits, sequences)
 
-    monkeypatch.setattr("trimtab_workers.engine.runner.sample", spy)
+    spy_on_logits(monkeypatch, spy)
     tokenizer = engine.tokenizer("m")
     prompts = {
         "a": tokenizer.apply_chat_template([{"role": "user", "content": "Name three colours."}]),
@@ -149,7 +149,7 @@ def test_batch_independence(dtype: str, smollm2: Path, monkeypatch: pytest.Monke
             seen[sequence.request.request_id, len(sequence.tokens)] = row.clone()
         return sample(logits, sequences)
 
-    monkeypatch.setattr("trimtab_workers.engine.runner.sample", spy)
+    spy_on_logits(monkeypatch, spy)
     engine = an_engine(
         smollm2, dtype=dtype, max_model_len=512, max_batch_tokens=64, prefix_caching=False
     )

@@ -80,6 +80,7 @@ class EngineConfig:
         memory_bytes: Weights, KV cache and fixed regions together; None takes what the weights
             need plus KV for `max_seqs` / 4 full contexts, at most (tests and benches).
         max_batch_tokens: Tokens computed in one step, decode rows included.
+        native: Whether the C kernels may be used where they apply; no field of a model set.
         file: Where the set was read from, so that `Engine.reload` can read it again.
         model_root: Folder below which `file`'s model paths lie.
         limits, advice: Kept for `/-/state`; the remap controller reads them.
@@ -97,6 +98,7 @@ class EngineConfig:
     queue_limit: int = QUEUE_LIMIT
     watermark: float = WATERMARK
     prefix_caching: bool = True
+    native: bool = True
     limits: Mapping[str, float] = field(default_factory=dict)
     advice: Mapping[str, object] | None = None
     file: Path | None = None

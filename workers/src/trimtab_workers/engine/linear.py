@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from trimtab_workers.engine.native import library
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -41,6 +43,11 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply rows, shape [rows, in] to [rows, out]."""
         return functional.linear(x, self._weight, self.bias)
+
+    @property
+    def memory(self) -> tuple[torch.Tensor, int]:
+        """The bytes and the rows of a packed block, 0 where W is plain: for the native kernels."""
+        return self._weight, 0
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Return rows of W, shape [len(index), in]: an embedding lookup."""
@@ -68,10 +75,48 @@ class PackedLinear(Linear):
         )
         return result
 
+    @property
+    def memory(self) -> tuple[torch.Tensor, int]:
+        """The bytes, shape [out / block, in / pair, block, pair], and block."""
+        return self._weight, self._weight.shape[2]
+
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Return rows of W; `raw` has shape [out / block, in / pair, block, pair]."""
         block = self._weight.shape[2]
         return self._weight[index // block, :, index % block].flatten(1)
+
+
+class BlockedLinear(PackedLinear):
+    """The same layout where oneDNN would pad it; multiplied by the native kernels."""
+
+    __slots__ = ("_matrix",)
+
+    def __init__(self, raw: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__(raw, raw, bias)
+        blocks, steps, block, pair = raw.shape
+        # Adding a bias in torch keeps the kernel's operand free of pointers that must be kept alive.
+        self._matrix = library.Matrix(
+            data=raw.data_ptr(),
+            bias=None,
+            out=blocks * block,
+            inner=steps * pair,
+            block=block,
+            kind=library.KINDS["bf16" if raw.dtype == torch.bfloat16 else "fp32"],
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply rows, shape [rows, in] to [rows, out]."""
+        kernels, pool = library.library(), library.pool(torch.get_num_threads())
+        x = x.contiguous()
+        y = torch.empty(len(x), self._matrix.out)
+        if kernels is None or kernels.tt_linear(
+            pool, self._matrix, x.data_ptr(), y.data_ptr(), len(x)
+        ):
+            raise RuntimeError(
+                f"The native product refused {tuple(x.shape)} rows for a weight of shape "
+                f"{tuple(self._weight.shape)}; this is a bug, please report it with your model set."
+            )
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
 def pack_in_place(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -82,14 +127,26 @@ def pack_in_place(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Lin
         bias: Shape [out], or None.
     """
     tools = _tools()
-    if tools is None or not weight.is_contiguous():
+    if not weight.is_contiguous():
         return Linear(weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)  # noqa: SLF001 - its only name
-    raw = _raw_layout(weight, packed, tools)
-    if raw is None:
+    if tools is not None:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)  # noqa: SLF001 - its only name
+        raw = _raw_layout(weight, packed, tools)
+        if raw is not None:
+            weight.view(-1).copy_(raw.reshape(-1))
+            return PackedLinear(tools.over(weight, packed), weight.view(raw.shape), bias)
+    return _pack_blocks(weight, bias)
+
+
+def _pack_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    out, inner = weight.shape
+    pair = 4 // weight.itemsize
+    block = next((block for block in _ROW_BLOCKS if out % block == 0), 0)
+    if not block or inner % 2 or weight.is_cuda or library.library() is None:
         return Linear(weight, bias)
-    weight.view(-1).copy_(raw.reshape(-1))
-    return PackedLinear(tools.over(weight, packed), weight.view(raw.shape), bias)
+    raw = weight.view(out // block, block, inner // pair, pair).transpose(1, 2).contiguous()
+    weight.view(-1).copy_(raw.view(-1))
+    return BlockedLinear(weight.view(raw.shape), bias)
 
 
 def _raw_layout(weight: torch.Tensor, packed: torch.Tensor, tools: _Tools) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ import torch
 
 from trimtab_workers.engine.attention import AttentionPlan
 from trimtab_workers.engine.models.llama import MIN_ROWS, rotation_table
+from trimtab_workers.engine.native.forward import NativeForward
 from trimtab_workers.engine.sampling import Sampled, sample
 
 if TYPE_CHECKING:
@@ -42,13 +43,26 @@ class ModelRunner:
         arena: torch.Tensor,
         zero_slot: int,
         max_positions: int,
+        threads: int = 1,
+        native: bool = True,
     ) -> None:
         self.model = model
         self.layers: int | None = None
         self._layout = layout
         self._arena = arena
         self._zero_slot = zero_slot
-        self._rotation = rotation_table(model.shape, positions=max_positions, dtype=model.dtype)
+        self._native = (
+            NativeForward.open(
+                model, layout=layout, arena=arena, positions=max_positions, threads=threads
+            )
+            if native
+            else None
+        )
+        self._rotation = (
+            rotation_table(model.shape, positions=max_positions, dtype=model.dtype)
+            if self._native is None
+            else torch.empty(0)
+        )
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -57,7 +71,6 @@ class ModelRunner:
         Raises:
             NanLogitsError: The logits are NaN; nothing was committed.
         """
-        hidden = self.hidden_states(plan)
         ends: list[int] = []
         sequences: list[Sequence] = []
         at = 0
@@ -66,15 +79,30 @@ class ModelRunner:
             if row.sample:
                 ends.append(at - 1)
                 sequences.append(row.sequence)
+        if self._native is not None and self._native.has_head and ends:
+            return self._execute_native(self._native, plan, ends, sequences)
+        hidden = self.hidden_states(plan)
         if not ends:
             return StepResult(())
         padding = [ends[-1]] * max(0, MIN_ROWS - len(ends))
         logits = self.model.logits(hidden[torch.tensor(ends + padding)])[: len(ends)]
         return StepResult(tuple(zip(sequences, sample(logits, sequences), strict=True)))
 
+    def _execute_native(
+        self, native: NativeForward, plan: StepPlan, ends: list[int], sequences: list[Sequence]
+    ) -> StepResult:
+        if all(sequence.params.plain_greedy for sequence in sequences):
+            tokens = native.greedy(plan, ends, layers=self.layers)
+            return StepResult(tuple(zip(sequences, map(Sampled, tokens), strict=True)))
+        logits = native.logits(plan, ends, layers=self.layers)
+        return StepResult(tuple(zip(sequences, sample(logits, sequences), strict=True)))
+
     @torch.inference_mode()
     def hidden_states(self, plan: StepPlan) -> torch.Tensor:
         """Compute and store keys and values, return hidden states [rows (padded), hidden]."""
+        if self._native is not None:
+            states = self._native.hidden_states(plan, layers=self.layers)
+            return states.to(self.model.norm.dtype)
         token_ids: list[int] = []
         positions: list[int] = []
         for row in plan.rows:

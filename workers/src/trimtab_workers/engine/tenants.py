@@ -166,6 +166,8 @@ class Tenant:
             arena=memory.flat(self.spec.dtype),
             zero_slot=zero_slot,
             max_positions=self.max_model_len,
+            threads=config.threads,
+            native=config.native,
         )
         self.metrics.cache(
             blocks=blocks.capacity,

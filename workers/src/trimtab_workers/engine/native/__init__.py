@@ -1,0 +1,1 @@
+"""The optional C kernels of the CPU path; everything else works without them."""
