@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,17 @@ async def running(engine: FakeEngine, *, drain_seconds: float = 5) -> AsyncItera
             yield Running(server, session)
     finally:
         await asyncio.wait_for(server.close(), 30)
+
+
+def masked(raw: bytes) -> bytes:
+    """Replace what differs from call to call: id and time."""
+    lines = []
+    for line in raw.splitlines():
+        lines.append(line)
+        if line.startswith(b"data: {"):
+            document = json.loads(line[6:]) | {"id": "ID", "created": 0}
+            lines[-1] = b"data: " + json.dumps(document, separators=(",", ":")).encode()
+    return b"\n".join(lines) + b"\n"
 
 
 @pytest.fixture

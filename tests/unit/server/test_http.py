@@ -6,23 +6,12 @@ import json
 
 import pytest
 
-from tests.unit.server.conftest import running
+from tests.unit.server.conftest import masked, running
 from tests.unit.server.fake_engine import FakeEngine
 from trimtab_workers.engine.errors import ConfigError
 
 CHAT = {"model": "team-a/chat", "messages": [{"role": "user", "content": "Capital of France?"}]}
 TEXT = {"model": "team-a/chat", "prompt": "Capital of France?"}
-
-
-def masked(raw: bytes) -> bytes:
-    """Replace what differs from call to call: id and time."""
-    lines = []
-    for line in raw.splitlines():
-        lines.append(line)
-        if line.startswith(b"data: {"):
-            document = json.loads(line[6:]) | {"id": "ID", "created": 0}
-            lines[-1] = b"data: " + json.dumps(document, separators=(",", ":")).encode()
-    return b"\n".join(lines) + b"\n"
 
 
 HEAD = (
