@@ -84,11 +84,22 @@ STAGES: tuple[Stage, ...] = (
         "tests/property",
     ),
     _pytest("contract", "contract", "tests/contract"),
+    _pytest("contract", "soak", *NOT_LONG, "-s", "tests/soak"),
     _pytest("chart", "chart", "tests/chart"),
     _pytest("control-plane", "control plane", *NOT_LONG, "tests/control_plane"),
     _pytest("process", "process", *NOT_LONG, "-p", "no:randomly", "e2e/process"),
     _pytest("node", "node", *NOT_LONG, "-p", "no:randomly", "e2e/scenarios"),
-    _pytest("long", "long", "-m", "long", "-p", "no:randomly", "e2e", "tests/control_plane"),
+    _pytest(
+        "long",
+        "long",
+        "-m",
+        "long",
+        "-p",
+        "no:randomly",
+        "e2e",
+        "tests/control_plane",
+        "tests/soak",
+    ),
 )
 TIERS = tuple(dict.fromkeys(stage.tier for stage in STAGES))
 DEFAULT = tuple(tier for tier in TIERS if tier != "long")

@@ -26,7 +26,7 @@ ASK = {"prompt": "Alice was", "max_tokens": 8, "temperature": 0}
 def broken_root(model_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in several states of disrepair, beside a whole one."""
     root = tmp_path_factory.mktemp("broken")
-    for name in ("good", "poisoned", "cut", "shapes"):
+    for name in ("good", "long", "poisoned", "cut", "shapes", "text"):
         shutil.copytree(model_root / "alice", root / name)
     file = root / "poisoned" / "model.safetensors"
     tensors = load_file(file)
@@ -39,8 +39,11 @@ def broken_root(model_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     tensors = load_file(file)
     tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
     save_file(tensors, file)
-    (root / "text").mkdir()
     (root / "text" / "config.json").write_text("no JSON")
+    config = root / "long" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 4096})
+    )
     return root
 
 
@@ -114,15 +117,15 @@ def test_nan_fails_one_model(worker, client):
 def test_more_than_the_arena_holds(broken_root, tmp_path):
     """A request that the whole arena could not hold is refused with both numbers; others run."""
     small = a_model_set(
-        tmp_path / "models.json", {"name": GOOD, "path": "good"}, memory_bytes=3_700_000
+        tmp_path / "models.json", {"name": GOOD, "path": "long"}, memory_bytes=4_200_000
     )
     with a_worker(small, broken_root) as worker:
         limit = worker.until("model_resident", "model_failed").get("max_model_len")
         assert limit is not None, worker.log
-        assert limit < 128
+        assert limit < 500
         with openai.OpenAI(base_url=worker.url("/v1"), api_key="none", max_retries=0) as client:
-            with pytest.raises(openai.BadRequestError, match=rf"is {limit} tokens.*\(100\)") as got:
-                client.completions.create(model=GOOD, prompt=[5] * 100, max_tokens=5)
+            with pytest.raises(openai.BadRequestError, match=rf"is {limit} tokens.*\(500\)") as got:
+                client.completions.create(model=GOOD, prompt=[5] * 500, max_tokens=5)
             assert (got.value.code, got.value.param) == ("context_length_exceeded", "prompt")
             assert answer(client)
             full = client.completions.create(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,67 +203,3 @@ async def test_reload_serves_a_new_model(model_root, tmp_path):
                 await asyncio.sleep(0.05)
         status, reply = await admin(worker, "/-/reload?revision=2", method="POST")
         assert (status, reply) == (200, {"revision": 2})
-
-
-class Process:
-    """`python -m trimtab_workers.server` and its log."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.lines: list[dict] = []
-
-    async def until(self, event: str) -> dict:
-        async with asyncio.timeout(60):
-            while True:
-                raw = await self.process.stderr.readline()
-                assert raw, f"the worker ended before {event}: {self.lines}"
-                self.lines.append(json.loads(raw))
-                if self.lines[-1]["event"] == event:
-                    return self.lines[-1]
-
-
-@contextlib.asynccontextmanager
-async def a_process(file: Path, model_root: Path) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "trimtab_workers.server", "--config", str(file)),
-        *("--model-root", str(model_root), "--shutdown-timeout", "30"),
-        *("--port", "0", "--admin-port", "0", "--metrics-port", "0"),
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"TRIMTAB_BIND_ADDRESS": "127.0.0.1", "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        yield Process(process)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
-
-
-async def test_sigterm_drains_and_exits_zero(model_root, tmp_path):
-    """A process told to stop finishes its stream, logs JSON throughout and exits 0."""
-    file = a_model_set(tmp_path / "models.json", (MODEL, "alice"))
-    async with a_process(file, model_root) as worker:
-        port = (await worker.until("listening"))["ports"]["http"]
-        await worker.until("model_resident")
-        body = {"model": MODEL, "prompt": "Alice", "max_tokens": 100, "ignore_eos": True}
-        url = f"http://127.0.0.1:{port}/v1/completions"
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(url, json=body | {"stream": True}) as reply,
-        ):
-            await reply.content.readuntil(b"\n\n")
-            worker.process.send_signal(signal.SIGTERM)
-            assert (await worker.until("stop_requested"))["signal"] == "SIGTERM"
-            assert (await reply.read()).endswith(b"[DONE]\n\n")
-        assert (await worker.until("stopped"))["cut_off"] == 0
-        assert await asyncio.wait_for(worker.process.wait(), 30) == 0
-
-
-async def test_a_bad_model_set_ends_the_process_with_its_reason(model_root, tmp_path):
-    """A model set that cannot be read is named in the last log line, and the exit is 1."""
-    file = tmp_path / "models.json"
-    file.write_text('{"v": 1, "models": []}')
-    async with a_process(file, model_root) as worker:
-        line = await worker.until("engine_cannot_start")
-        assert "models" in line["reason"]
-        assert await asyncio.wait_for(worker.process.wait(), 30) == 1
