@@ -57,7 +57,7 @@ def _assert_same(alone: dict, mixed: dict) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
 def test_mixed_batch(dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch):
     """Logits alone and in a batch that mixes chunks and decodes are equal bit for bit."""
     spy = _Spy(monkeypatch)
@@ -71,7 +71,7 @@ def test_mixed_batch(dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch):
     _assert_same(alone, spy.rows)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
 def test_preempted(dtype: str, monkeypatch: pytest.MonkeyPatch):
     """Preempted and recomputed requests give the bits that they give undisturbed."""
     spy = _Spy(monkeypatch)
@@ -85,7 +85,7 @@ def test_preempted(dtype: str, monkeypatch: pytest.MonkeyPatch):
     _assert_same(alone, spy.rows)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
 def test_cached_prefix(dtype: str, monkeypatch: pytest.MonkeyPatch):
     """A prompt found in the prefix cache gives the bits that computing it gives."""
     spy = _Spy(monkeypatch)

@@ -10,11 +10,9 @@ import yaml
 
 from trimtab.cli.output import CommandError
 from trimtab.observe.quantities import QuantityError, quantity
-from trimtab.planning.architecture import (
-    BYTES_PER_VALUE,
-    Architecture,
-    UnsupportedArchitectureError,
-)
+from trimtab.planning.architecture import Architecture, UnsupportedArchitectureError
+from trimtab.planning.memory import matrices_bytes
+from trimtab.planning.precision import PRECISIONS, value_bytes
 from trimtab.planning.remap import Hardware, Limits, ModelShape, Traffic
 
 if TYPE_CHECKING:
@@ -151,20 +149,23 @@ def _from_config(given: str, *, precision: str | None) -> tuple[str, ModelShape]
         str(document.get("dtype") or document.get("torch_dtype")), "bf16"
     )
     chosen = precision or own
-    if chosen not in BYTES_PER_VALUE:
+    if chosen not in PRECISIONS:
         raise CommandError(
-            f"--precision is {chosen}; choose one of {', '.join(sorted(BYTES_PER_VALUE))}."
+            f"--precision is {chosen}; choose one of {', '.join(sorted(PRECISIONS))}."
         )
-    size = BYTES_PER_VALUE[chosen]
-    cache = BYTES_PER_VALUE[chosen if chosen in {"fp32", "fp16"} else "bf16"]
-    outside = architecture.layer_parameters() - architecture.matrix_parameters()
+    size = value_bytes(chosen)
+    cache = value_bytes(chosen if chosen in {"fp32", "fp16"} else "bf16")
+    matrices = architecture.matrix_parameters()
+    outside = architecture.layer_parameters() - matrices
+    layer = matrices_bytes(architecture, precision=chosen)
+    head = architecture.vocab_size * architecture.hidden_size
     shape = ModelShape(
         layers=depth,
-        layer_bytes=round(size * architecture.matrix_parameters()),
-        fixed_bytes=round(size * (architecture.fixed_parameters() + depth * outside)),
-        read_outside_bytes=round(size * architecture.vocab_size * architecture.hidden_size),
-        kv_bytes_per_token=round(depth * cache * architecture.kv_values_per_token()),
-        bytes_per_value=size,
+        layer_bytes=layer,
+        fixed_bytes=size * (architecture.fixed_parameters() + depth * outside),
+        read_outside_bytes=size * head,
+        kv_bytes_per_token=depth * cache * architecture.kv_values_per_token(),
+        bytes_per_value=(depth * layer + size * head) / (depth * matrices + head),
     )
     return (name if separator else path.parent.name or path.stem), shape
 

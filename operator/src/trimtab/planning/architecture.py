@@ -169,12 +169,22 @@ class Architecture:
                 )
         return cls(**data)
 
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Return (rows, columns) of one hidden layer's matrices, fused as the engine fuses them.
+
+        Query, key and value; attention output; gate and up; down.
+        """
+        q, kv = self.attention_heads * self.head_dim, self.kv_heads * self.head_dim
+        return (
+            (q + 2 * kv, self.hidden_size),
+            (self.hidden_size, q),
+            (2 * self.intermediate_size, self.hidden_size),
+            (self.hidden_size, self.intermediate_size),
+        )
+
     def matrix_parameters(self) -> int:
         """Return the number of weights in one hidden layer's matrices."""
-        q = self.attention_heads * self.head_dim
-        kv = self.kv_heads * self.head_dim
-        attention = self.hidden_size * (q + 2 * kv) + q * self.hidden_size
-        return attention + 3 * self.hidden_size * self.intermediate_size
+        return sum(rows * columns for rows, columns in self.matrices())
 
     def layer_parameters(self) -> int:
         """Return the number of weights of one hidden layer, norms and biases included."""

@@ -9,6 +9,7 @@ from trimtab.planning.objectives import Judged, judge, prune, rank
 from trimtab.planning.options import Space, pin_problem, running_option, space, walk
 from trimtab.planning.plan import Alternative, FingerprintNeed, Option
 from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import price_for
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView, ModelView
 from trimtab.planning.workload import PlannedLoad, planned_load
@@ -187,7 +188,7 @@ def _need(model: ModelView, option: Option, key: str) -> FingerprintNeed:
         cpu_model=config.cpu_model,
         threads=config.threads,
         precision=config.precision,
-        kv_precision=config.precision,
+        kv_precision=compute_precision(config.precision),
         tensor_parallel_size=config.tensor_parallel_size,
         priority=0,
     )

@@ -10,6 +10,7 @@ from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, F
 from trimtab.planning.memory import memory_plan
 from trimtab.planning.plan import Latency, Option, Prediction
 from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import PriceBook, price_for
 from trimtab.planning.roofline import roofline
 from trimtab.planning.snapshot import Config, EngineCapabilities, IntentView, ModelView
@@ -41,7 +42,7 @@ def key_for(
         cpu_model=config.cpu_model,
         threads=config.threads,
         precision=config.precision,
-        kv_precision=config.precision,
+        kv_precision=compute_precision(config.precision),
         tensor_parallel_size=config.tensor_parallel_size,
         engine=capabilities.engine,
         engine_version=capabilities.version,
@@ -121,7 +122,7 @@ def evaluate(
         model.architecture,
         depth=model.depth,
         precision=config.precision,
-        kv_precision=config.precision,
+        kv_precision=compute_precision(config.precision),
         kv_tokens=max(longest, _kv_tokens(roomy.steady(rate), load, policy)),
         block_tokens=capabilities.block_tokens,
         fingerprint=source.fingerprint,

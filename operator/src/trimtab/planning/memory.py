@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from trimtab.planning.architecture import BYTES_PER_VALUE, Architecture
+from trimtab.planning.architecture import Architecture
 from trimtab.planning.fingerprint import Fingerprint
 from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.precision import matrix_bytes, value_bytes
 
 _PAGE_BYTES: Final = 4096
 _WATERMARK_PERMILLE: Final = 20
@@ -40,7 +41,7 @@ def arena_shape(
     architecture: Architecture, *, depth: int, precision: str, kv_precision: str, block_tokens: int
 ) -> ArenaShape:
     """Return what a model asks of the engine's slabs at a precision."""
-    layer = architecture.matrix_parameters() * BYTES_PER_VALUE[precision]
+    layer = matrices_bytes(architecture, precision=precision)
     token = kv_bytes_per_token(architecture, depth=1, kv_precision=kv_precision)
     return ArenaShape(
         layer=layer,
@@ -83,20 +84,26 @@ class MemoryPlan:
         return self.arena + self.host_weights + self.overhead + self.reserve
 
 
+def matrices_bytes(architecture: Architecture, *, precision: str) -> int:
+    """Return the bytes of one layer's matrices as they lie in a slab, scales included."""
+    return sum(matrix_bytes(*matrix, precision=precision) for matrix in architecture.matrices())
+
+
 def layer_bytes(architecture: Architecture, *, precision: str) -> int:
-    """Return the bytes of one layer's weights."""
-    return architecture.layer_parameters() * BYTES_PER_VALUE[precision]
+    """Return the bytes of one layer's weights: matrices, and norms and biases, never quantised."""
+    beside = architecture.layer_parameters() - architecture.matrix_parameters()
+    return matrices_bytes(architecture, precision=precision) + beside * value_bytes(precision)
 
 
 def weight_bytes(architecture: Architecture, *, depth: int, precision: str) -> int:
     """Return the exact bytes of all weights at a precision."""
-    fixed = architecture.fixed_parameters() * BYTES_PER_VALUE[precision]
+    fixed = architecture.fixed_parameters() * value_bytes(precision)
     return fixed + depth * layer_bytes(architecture, precision=precision)
 
 
 def kv_bytes_per_token(architecture: Architecture, *, depth: int, kv_precision: str) -> int:
     """Return the bytes that one token keeps in all layers."""
-    return depth * architecture.kv_values_per_token() * BYTES_PER_VALUE[kv_precision]
+    return depth * architecture.kv_values_per_token() * value_bytes(kv_precision)
 
 
 def memory_plan(

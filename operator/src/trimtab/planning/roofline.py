@@ -4,9 +4,11 @@ Last resort (planner.md §4): speed of light is about twice too optimistic, yet 
 hence a utilisation of one half and confidence Low.
 """
 
-from trimtab.planning.architecture import BYTES_PER_VALUE, Architecture
+from trimtab.planning.architecture import Architecture
 from trimtab.planning.fingerprint import Fingerprint, FingerprintKey, StepPoint
+from trimtab.planning.memory import layer_bytes
 from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.precision import value_bytes
 
 _DECODE = tuple((b, c) for b in (1, 2, 4, 8, 16, 32) for c in (64, 1024, 8192))
 _PREFILL = ((32, 0), (128, 0), (512, 0), (128, 512), (512, 4096))
@@ -46,18 +48,20 @@ def _point(
     sampled = batch + (1 if chunk else 0)
     work = batch * context + chunk * (cached + chunk / 2)
     kv_read = batch * context + (cached + chunk if chunk else 0)
-    weight = BYTES_PER_VALUE[key.precision]
     layer = _bound_us(
         flops=2 * architecture.layer_parameters() * tokens
         + 4 * architecture.attention_heads * architecture.head_dim * work,
-        moved=architecture.layer_parameters() * weight
-        + kv_read * architecture.kv_values_per_token() * BYTES_PER_VALUE[key.kv_precision],
+        moved=layer_bytes(architecture, precision=key.precision)
+        + kv_read * architecture.kv_values_per_token() * value_bytes(key.kv_precision),
         threads=key.threads,
         policy=policy,
     )
     table = architecture.vocab_size * architecture.hidden_size
     head = _bound_us(
-        flops=2 * table * sampled, moved=table * weight, threads=key.threads, policy=policy
+        flops=2 * table * sampled,
+        moved=table * value_bytes(key.precision),
+        threads=key.threads,
+        policy=policy,
     )
     fixed = policy.roofline_step_us + head
     return StepPoint(

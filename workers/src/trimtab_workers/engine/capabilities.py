@@ -29,7 +29,7 @@ class Capabilities:
 
 CAPABILITIES = Capabilities(
     families=SUPPORTED_FAMILIES,
-    precisions=("bf16", "fp32"),
+    precisions=("bf16", "fp32", "int8", "int4"),
     kv_precisions=("bf16", "fp32"),
     devices=("cpu",),
     tensor_parallel_sizes=(1,),

@@ -14,10 +14,10 @@ from typing import Literal
 
 from trimtab_workers.engine.errors import ConfigError
 
-Dtype = Literal["bf16", "fp32"]
+Dtype = Literal["bf16", "fp32", "int8", "int4"]
 Pressure = Literal["recompute"]
 
-DTYPES: tuple[Dtype, ...] = ("bf16", "fp32")
+DTYPES: tuple[Dtype, ...] = ("bf16", "fp32", "int8", "int4")
 PRESSURES: tuple[Pressure, ...] = ("recompute",)
 BLOCK_TOKENS = 16
 QUEUE_LIMIT = 1_024
@@ -62,6 +62,8 @@ class ModelSpec:
     Attributes:
         name: Public name, the only one the worker answers to.
         path: A GGUF file or a directory with safetensors; unused with random weights.
+        dtype: Of the weights. `int8` and `int4` quantise the layers' matrices at load; embedding,
+            head, norms, activations and KV cache are bf16 then.
         chat_template: Jinja2 source that replaces the checkpoint's own, or None.
     """
 
@@ -200,18 +202,27 @@ def _model(entry: object, index: int, model_root: Path) -> ModelSpec:
         raise ConfigError(
             f"{where}.path is {path!r}. Give a path relative to the model root, without '..'."
         )
-    dtype = fields.get("dtype", "bf16")
-    if dtype not in DTYPES:
-        raise ConfigError(f"{where}.dtype is {dtype!r}. Give one of {', '.join(DTYPES)}.")
     template = fields.get("chat_template")
     if template is not None and not isinstance(template, str):
         raise ConfigError(f"{where}.chat_template is no text. Give Jinja2 source or null.")
     return ModelSpec(
         name=name,
         path=model_root / relative,
-        dtype="fp32" if dtype == "fp32" else "bf16",
+        dtype=dtype_of(fields.get("dtype", "bf16"), where=where),
         chat_template=template,
     )
+
+
+def dtype_of(value: object, *, where: str) -> Dtype:
+    """Return a precision of weights by its name.
+
+    Raises:
+        ConfigError: There is none of that name; says which there are.
+    """
+    for known in DTYPES:
+        if known == value:
+            return known
+    raise ConfigError(f"{where}.dtype is {value!r}. Give one of {', '.join(DTYPES)}.")
 
 
 def _mapping(value: object, where: str) -> Mapping[str, object]:

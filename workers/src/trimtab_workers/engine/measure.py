@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab_workers.engine.clock import Clock, SystemClock
-from trimtab_workers.engine.config import BLOCK_TOKENS, EngineConfig, ModelSpec, RandomWeights
+from trimtab_workers.engine.config import (
+    BLOCK_TOKENS,
+    EngineConfig,
+    ModelSpec,
+    RandomWeights,
+    dtype_of,
+)
 from trimtab_workers.engine.engine import Engine
+from trimtab_workers.engine.models.llama import fixed_bytes, layer_bytes
+from trimtab_workers.engine.models.shape import LlamaShape
 from trimtab_workers.engine.sequence import Sequence
 from trimtab_workers.engine.stepper import step
 from trimtab_workers.engine.types import Request, SamplingParams
@@ -47,7 +55,7 @@ class StepMeter:
 
     Args:
         hf_config: Its `num_hidden_layers` is the greatest depth that can be measured.
-        dtype: Of weights and KV cache.
+        dtype: Of the weights; KV cache and activations are bf16 where it is int8 or int4.
         max_sequences: Greatest batch.
         max_context: Greatest context, cached and chunk together.
         max_chunk: Greatest prefill chunk.
@@ -77,7 +85,7 @@ class StepMeter:
                     ModelSpec(
                         name=_NAME,
                         path=Path(),
-                        dtype="fp32" if dtype == "fp32" else "bf16",
+                        dtype=dtype_of(dtype, where="StepMeter"),
                         random=RandomWeights(hf_config=config),
                     ),
                 ),
@@ -190,10 +198,8 @@ class StepMeter:
 
 def _memory_bytes(config: Mapping[str, Any], dtype: str, tokens: int) -> int:
     """Bytes for weights and the KV of so many tokens, generously rounded."""
-    from trimtab_workers.engine.models.shape import LlamaShape  # noqa: PLC0415 - with torch
-
     shape = LlamaShape.from_hf_config(config, where="the measured configuration")
-    weights = shape.parameters * (4 if dtype == "fp32" else 2)
+    weights = fixed_bytes(shape, dtype) + shape.layers * layer_bytes(shape, dtype)
     kv = shape.kv_bytes_per_token_layer(dtype) * shape.layers * tokens
     slack = 4 * shape.layer_elements * 4
     return int(1.1 * (weights + kv)) + slack + (8 << 20)

@@ -25,11 +25,10 @@ class ArenaMemory:
         """Return the whole arena as one dimension of a dtype."""
         return self._buffer.view(TORCH_DTYPES[dtype])
 
-    def home(self, slab: int, *, offset_bytes: int, elements: int, dtype: str) -> torch.Tensor:
-        """Return `elements` of a dtype that begin `offset_bytes` into a slab."""
-        kind = TORCH_DTYPES[dtype]
-        start = (slab * self.slab_bytes + offset_bytes) // kind.itemsize
-        return self._buffer.view(kind)[start : start + elements]
+    def home(self, slab: int, *, offset_bytes: int, size_bytes: int) -> torch.Tensor:
+        """Return the bytes that begin `offset_bytes` into a slab."""
+        start = slab * self.slab_bytes + offset_bytes
+        return self._buffer[start : start + size_bytes]
 
     def zero(self, slabs: Sequence[int]) -> None:
         """Clear slabs that become KV: stale bytes may decode as NaN, and 0·NaN = NaN."""

@@ -106,13 +106,12 @@ class Tenant:
         )
         self.model = LlamaModel(
             self.shape,
-            dtype=self.spec.dtype,
+            precision=self.spec.dtype,
             homes=[
                 _home(
                     memory,
                     slab=starts[layer // per_slab],
                     base_bytes=layer % per_slab * unit.layer_bytes,
-                    dtype=self.spec.dtype,
                 )
                 for layer in range(unit.layers)
             ],
@@ -163,7 +162,7 @@ class Tenant:
         self.runner = ModelRunner(
             self.model,
             layout=layout,
-            arena=memory.flat(self.spec.dtype),
+            arena=memory.flat(self.model.dtype),
             zero_slot=zero_slot,
             max_positions=self.max_model_len,
             threads=config.threads,
@@ -177,12 +176,8 @@ class Tenant:
         )
 
 
-def _home(
-    memory: ArenaMemory, *, slab: int, base_bytes: int, dtype: str
-) -> Callable[[int, int], torch.Tensor]:
-    def give(offset_bytes: int, elements: int) -> torch.Tensor:
-        return memory.home(
-            slab, offset_bytes=base_bytes + offset_bytes, elements=elements, dtype=dtype
-        )
+def _home(memory: ArenaMemory, *, slab: int, base_bytes: int) -> Callable[[int, int], torch.Tensor]:
+    def give(offset_bytes: int, size_bytes: int) -> torch.Tensor:
+        return memory.home(slab, offset_bytes=base_bytes + offset_bytes, size_bytes=size_bytes)
 
     return give

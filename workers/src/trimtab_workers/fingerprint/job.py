@@ -21,6 +21,7 @@ from trimtab.planning.fingerprint import (
     Note,
     StepPoint,
 )
+from trimtab.planning.precision import compute_precision
 from trimtab_workers.engine.capabilities import CAPABILITIES, ENGINE_VERSION
 from trimtab_workers.fingerprint import machine
 from trimtab_workers.fingerprint.grid import GridError, GridPoint, grid_of
@@ -71,7 +72,7 @@ class Specification:
                 "TRIMTAB_FINGERPRINT_SPEC has no field v of 1. Use operator and worker of one release."
             )
         _require(data, "precision", CAPABILITIES.precisions)
-        _require(data, "kvPrecision", (str(data["precision"]),))
+        _require(data, "kvPrecision", (compute_precision(str(data["precision"])),))
         _require(data, "product", ("cpu",))
         _require(data, "tensorParallelSize", CAPABILITIES.tensor_parallel_sizes)
         try:
@@ -154,7 +155,7 @@ def key_of(spec: Specification) -> FingerprintKey:
         cpu_model=machine.cpu_model(),
         threads=spec.threads,
         precision=spec.precision,
-        kv_precision=spec.precision,
+        kv_precision=compute_precision(spec.precision),
         engine=ENGINE,
         engine_version=ENGINE_VERSION,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from trimtab.api.v1alpha1.names import GROUP
-from trimtab.planning.architecture import BYTES_PER_VALUE
+from trimtab.planning.precision import PRECISIONS
 from trimtab.planning.snapshot import Config
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _sane(rollout: Rollout) -> bool:
     return (
         all(type(size) is int and size >= 0 for size in sizes.values())
         and all(type(count) is int and count >= 1 for count in counts)
-        and config.precision in BYTES_PER_VALUE
+        and config.precision in PRECISIONS
         and all(isinstance(t, str) for t in (config.product, config.cpu_model, *rollout.nodes))
     )
 

@@ -17,40 +17,37 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from trimtab.planning.precision import compute_precision, matrix_bytes, value_bytes
 from trimtab_workers.engine.errors import ModelCorruptError
 from trimtab_workers.engine.linear import Linear, pack_in_place
 from trimtab_workers.engine.memory import TORCH_DTYPES
 from trimtab_workers.engine.models.names import tensor_shapes
-from trimtab_workers.engine.models.shape import DTYPE_BYTES, LlamaShape
+from trimtab_workers.engine.quant import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab_workers.engine.attention import AttentionPlan
+    from trimtab_workers.engine.models.shape import LlamaShape
     from trimtab_workers.engine.weights.checkpoint import Checkpoint
 
 MIN_ROWS = 4
-_PIECE_ALIGN = 64
 
 
-def layer_bytes(shape: LlamaShape, dtype: str) -> int:
-    """Bytes that one layer's matrices take in its home, pieces aligned to 64 bytes."""
-    return sum(_aligned(rows * cols * DTYPE_BYTES[dtype]) for rows, cols in _pieces(shape))
+def layer_bytes(shape: LlamaShape, precision: str) -> int:
+    """Bytes that one layer's matrices take in its home, scales included."""
+    return sum(matrix_bytes(rows, cols, precision=precision) for rows, cols in _pieces(shape))
 
 
-def fixed_bytes(shape: LlamaShape, dtype: str) -> int:
-    """Bytes outside slabs: embedding, head, norms, biases."""
-    return shape.fixed_elements * DTYPE_BYTES[dtype]
+def fixed_bytes(shape: LlamaShape, precision: str) -> int:
+    """Bytes outside slabs: embedding, head, norms, biases; bf16 where layers are quantised."""
+    return shape.fixed_elements * value_bytes(precision)
 
 
 def _pieces(shape: LlamaShape) -> list[tuple[int, int]]:
     """Shapes of qkv, o, gate-up, down, in the order they lie in a home."""
     d, ff = shape.hidden, shape.intermediate
     return [(shape.qkv_rows, d), (d, shape.heads * shape.head_dim), (2 * ff, d), (d, ff)]
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _PIECE_ALIGN) * _PIECE_ALIGN
 
 
 @dataclass(slots=True)
@@ -70,18 +67,23 @@ class Layer:
 class LlamaModel:
     """A decoder whose layers live in slabs.
 
-    `home(offset_bytes, elements)` callables, one per layer, give the bytes to live in.
+    `home(offset_bytes, size_bytes)` callables, one per layer, give the bytes to live in.
+
+    Attributes:
+        precision: Of the layers' matrices, as configured.
+        dtype: Of everything else: embedding, head, norms, activations, KV cache.
     """
 
     def __init__(
         self,
         shape: LlamaShape,
         *,
-        dtype: str,
+        precision: str,
         homes: list[Callable[[int, int], torch.Tensor]],
     ) -> None:
         self.shape = shape
-        self.dtype = dtype
+        self.precision = precision
+        self.dtype = compute_precision(precision)
         self._homes = homes
         self.layers: list[Layer] = []
         self.embedding = Linear(torch.empty(0))
@@ -127,27 +129,30 @@ class LlamaModel:
             ("mlp.gate_proj", "mlp.up_proj"),
             ("mlp.down_proj",),
         )
-        views: list[torch.Tensor] = []
-        offset = 0
-        for (rows, cols), names in zip(_pieces(self.shape), sources, strict=True):
-            view = self._homes[index](offset, rows * cols).view(rows, cols)
-            at = 0
-            for name in names:
-                part = read(f"{prefix}.{name}.weight")
-                view[at : at + part.shape[0]].copy_(part)
-                at += part.shape[0]
-            views.append(view)
-            offset += _aligned(rows * cols * DTYPE_BYTES[self.dtype])
         bias = None
         if self.shape.qkv_bias:
             names = tuple(f"{prefix}.self_attn.{x}_proj.bias" for x in "qkv")
             bias = torch.cat([fixed(name) for name in names])
-        qkv, out, gate_up, down = views
+        linears: list[Linear] = []
+        offset = 0
+        for matrix, names in zip(_pieces(self.shape), sources, strict=True):
+            size = matrix_bytes(*matrix, precision=self.precision)
+            linears.append(
+                store(
+                    self._homes[index](offset, size),
+                    (read(f"{prefix}.{name}.weight") for name in names),
+                    shape=matrix,
+                    precision=self.precision,
+                    bias=None if linears else bias,
+                )
+            )
+            offset += size
+        qkv, out, gate_up, down = linears
         layer = Layer(
-            qkv=pack_in_place(qkv, bias),
-            out=pack_in_place(out),
-            gate_up=pack_in_place(gate_up),
-            down=pack_in_place(down),
+            qkv=qkv,
+            out=out,
+            gate_up=gate_up,
+            down=down,
             attention_norm=fixed(f"{prefix}.input_layernorm.weight"),
             mlp_norm=fixed(f"{prefix}.post_attention_layernorm.weight"),
         )

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trimtab.planning.precision import value_bytes
 from trimtab_workers.engine.errors import ModelCorruptError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DTYPE_BYTES = {"bf16": 2, "fp32": 4}
 SUPPORTED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _MAX_DIMENSION = 1 << 24
 
@@ -78,8 +78,8 @@ class LlamaShape:
         return self.layers * self.layer_elements + self.fixed_elements
 
     def kv_bytes_per_token_layer(self, dtype: str) -> int:
-        """Bytes of one token's key and value in one layer."""
-        return 2 * self.kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+        """Bytes of one token's key and value in one layer, for weights of a precision."""
+        return 2 * self.kv_heads * self.head_dim * value_bytes(dtype)
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any], *, where: str) -> LlamaShape:

@@ -11,9 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trimtab.planning.precision import value_bytes
 from trimtab_workers.engine.errors import ModelCorruptError, UnsupportedModelError
 from trimtab_workers.engine.models.names import tensor_shapes
-from trimtab_workers.engine.models.shape import DTYPE_BYTES
 from trimtab_workers.engine.tokenizer import check_gguf_tokenizer
 from trimtab_workers.engine.weights.gguf import BLOCK_SIZES, GgufCheckpoint
 from trimtab_workers.engine.weights.hf import HfCheckpoint, read_json
@@ -155,7 +155,7 @@ def _inspection(
         family=shape.family,
         depth=shape.layers,
         parameters=shape.parameters,
-        weight_bytes=shape.parameters * DTYPE_BYTES[precision],
+        weight_bytes=shape.parameters * value_bytes(precision),
         precision=precision,
         quantization=quantization,
         format=kind,
