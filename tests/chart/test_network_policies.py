@@ -149,7 +149,7 @@ def of_worker(render: Callable[..., Any], values: dict[str, Any]) -> dict[str, A
     """Return the policy that the operator, started by the chart with these values, puts before a worker."""
     from trimtab.reconcile.inferenceintent import children
     from trimtab.reconcile.inferenceintent.sources import Mounted
-    from trimtab.reconcile.labels import Owner
+    from trimtab.reconcile.labels import group_labels, group_selector
     from trimtab.settings import Settings
 
     (deployment,) = [
@@ -159,12 +159,18 @@ def of_worker(render: Callable[..., Any], values: dict[str, Any]) -> dict[str, A
     ]
     env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     peers = next(e["value"] for e in env if e["name"] == "TRIMTAB_METRICS_PEERS")
-    placement = SimpleNamespace(
-        owner=Owner(namespace="team-a", name="chat", uid="1a2b3c4d-0000"),
+    worker = SimpleNamespace(
+        home=children.Home(
+            namespace="team-a",
+            name="team-a-1a2b3c4d-group",
+            labels=group_labels("team-a-1a2b3c4d"),
+            selector=group_selector("team-a-1a2b3c4d"),
+            owners=(),
+        ),
         mounted=Mounted(path="m", volumes=(), mounts=()),
         settings=Settings(metrics_peers=json.loads(peers)),
     )
-    policy: dict[str, Any] = children._network_policy(placement, "chat-1a2b3c4d")
+    policy: dict[str, Any] = children._network_policy(worker)
     return policy
 
 
@@ -178,7 +184,7 @@ def test_workers_are_reached_by_the_designed_flows_and_no_others(
     assert policy["metadata"]["namespace"] == "team-a"
     selected = policy["spec"]["podSelector"]["matchLabels"]
     assert selected["app.kubernetes.io/component"] == WORKER
-    assert "1a2b3c4d-0000" in selected.values()
+    assert selected["trimtab.dev/group"] == "team-a-1a2b3c4d"
 
 
 def test_workers_metrics_follow_the_charts_peers(render: Callable[..., Any]) -> None:

@@ -106,6 +106,8 @@ class Settings(BaseSettings):
     """Tests divide policy times (not time-outs of requests) by this; printed at start."""
 
     cpu_reserve_millicores: Annotated[int, Field(ge=0)] = 0
+    sharing_headroom_models: Annotated[int, Field(ge=0, le=8)] = 1
+    """For how many more models a sharing group's worker reserves memory (chart: sharing)."""
     fingerprint_grid: Literal["cpu", "quick"] = "cpu"
 
     network_error_seconds: Annotated[float, Field(gt=0)] = 600.0

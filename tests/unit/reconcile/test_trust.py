@@ -41,6 +41,8 @@ def a_world(caches: Caches) -> Any:
         caches=caches,
         settings=SETTINGS,
         worker_states={},
+        engines={},
+        clock=lambda: 0.0,
         capabilities=ASSUMED,
         prices=PriceBook(),
         price_problem="",
@@ -72,6 +74,7 @@ async def test_a_worker_that_talks_nonsense_silences_nobody_else() -> None:
         Admin(),  # type: ignore[arg-type]
         wake=lambda *_: None,
         replan=lambda: None,
+        moved=lambda: None,
     )
     await poller.step()
     assert set(world.worker_states) == {"good"}

@@ -52,6 +52,16 @@ def deployment(intent: str, uid: str) -> str:
     return child(intent, short_hash(uid))
 
 
+def group(namespace: str, uid: str) -> str:
+    """Return the id of the sharing group that an intent founds: `<namespace>-<8 hex of uid>`."""
+    return child(namespace, short_hash(uid))
+
+
+def group_worker(group_id: str) -> str:
+    """Return the name of a group's Deployment and Service, which no intent's own ever has."""
+    return child(group_id, "group")
+
+
 def model_set(deployment_name: str, plan_digest: str) -> str:
     """Return the name of a model set's ConfigMap: one per plan digest."""
     return child(deployment_name, plan_digest[:_HASH])

@@ -99,7 +99,13 @@ RULES: Final[tuple[Rule, ...]] = (
     _operator("batch", "jobs", _OWN, "inspection and fingerprint Jobs"),
     _operator("networking.k8s.io", "networkpolicies", _OWN, "only the gateway reaches workers"),
     _operator("policy", "poddisruptionbudgets", _OWN, "workers with more than one replica"),
-    _operator("", "pods", _READ, "worker and Job states, requests of foreign pods on nodes"),
+    _operator(
+        "",
+        "pods",
+        (*_READ, "patch"),
+        "worker and Job states, requests of foreign pods on nodes; patch annotates pods of sharing "
+        "groups with the model set's revision, so that kubelets bring it at once",
+    ),
     _operator("", "nodes", _READ, "capacity that can be planned on"),
     _operator(
         "events.k8s.io", "events", ("create", "patch"), "transitions, shown by kubectl describe"

@@ -159,6 +159,23 @@ class Writer:
             raise
         return True
 
+    async def annotate(
+        self, resource: Resource, *, namespace: str, name: str, uid: str, key: str, value: str
+    ) -> Manifest:
+        """Set one annotation of exactly this object and return it as it now is.
+
+        Raises:
+            ApiError: 409 where another object has the name now.
+        """
+        return await self._write(
+            "PATCH",
+            resource.path(namespace=namespace, name=name),
+            resource,
+            query={"fieldManager": self.manager},
+            body={"metadata": {"uid": uid, "annotations": {key: value}}},
+            content_type=MERGE,
+        )
+
     async def set_finalizers(
         self,
         resource: Resource,

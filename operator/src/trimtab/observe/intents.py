@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
+    from trimtab.observe.groups import ObservedGroup
     from trimtab.observe.inspections import Inspection
     from trimtab.observe.records import (
         ConfigMapRecord,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         PodRecord,
         Record,
     )
-    from trimtab.observe.workers import WorkerState
+    from trimtab.observe.workers import EngineView, WorkerState
     from trimtab.planning.plan import IntentPlan
     from trimtab.planning.snapshot import Load
 
@@ -76,8 +77,9 @@ class ObservedIntent:
         price_problem: Why the price book in force is not the stored one.
         load: The load planned for, with its source.
         fingerprints: Where measuring stands.
-        deployment: The worker's Deployment.
-        pods: Worker pods.
+        deployment: The Deployment that its plan wants: its own, or its group's once it owns that.
+        pods: Worker pods of that Deployment.
+        former_pods: Worker pods of another one, which serve until requests go to the new one.
         workers: What they say, by pod uid.
         unplaced: Which pods wait for the scheduler for long.
         model_sets: ConfigMaps of plans, present and past.
@@ -88,6 +90,11 @@ class ObservedIntent:
         gateway_answers: Whether any gateway replica reports what it sees.
         shown: What they saw of this intent.
         fleet_revision: Of the plan.
+        own: Deployment, Service, NetworkPolicy, model sets and disruption budget of a worker of its
+            own, by plural.
+        routed: The Service that gateways send its requests to.
+        charges: Groups whose objects this intent's step writes.
+        engine: What its worker says of itself and of the models in it.
     """
 
     record: IntentRecord
@@ -113,3 +120,8 @@ class ObservedIntent:
     gateway_answers: bool = False
     shown: Shown = Shown()
     fleet_revision: int = 0
+    former_pods: tuple[PodRecord, ...] = ()
+    own: tuple[tuple[str, Record], ...] = ()
+    routed: str = ""
+    charges: tuple[ObservedGroup, ...] = ()
+    engine: EngineView | None = None

@@ -8,6 +8,7 @@ from typing import Any, Final, NewType
 
 from trimtab.api.v1alpha1.names import (
     GROUP,
+    GROUP_LABEL,
     MANAGED_BY_LABEL,
     OPERATOR,
     OWNER_UID_LABEL,
@@ -147,6 +148,9 @@ def _common(body: Body) -> dict[str, Any]:
     owners = [Uid(o["uid"]) for o in meta.get("ownerReferences") or () if o.get("uid")]
     if labelled := labels.get(OWNER_UID_LABEL):
         owners.append(Uid(labelled))
+    if shared := labels.get(GROUP_LABEL):
+        # A group's pods are found by its id: their only owner is a ReplicaSet.
+        owners.append(Uid(shared))
     generation = int(meta.get("generation") or 0)
     content: Any = generation or [body.get("data"), body.get("spec"), body.get("immutable")]
     ours = {k: v for k, v in labels.items() if k.startswith((GROUP, "app.kubernetes.io/"))}

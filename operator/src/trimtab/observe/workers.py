@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 ADMIN_PORT: Final = 8001
 SERVING_STATES: Final = frozenset({"Resident", "Lent", "Waking"})
+"""A lent model answers: a request wakes it. Waking comes only after Lent."""
+VERDICTS: Final = frozenset({"DoNotRemap", "IdleOnly", "IdleAndActive"})
 _TIMEOUT = aiohttp.ClientTimeout(total=5, connect=2)
 _AT_ONCE: Final = 32
 
@@ -37,6 +40,56 @@ class WorkerState:
     revision: int
     models: tuple[ModelState, ...]
     errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineView:
+    """What a worker says of its models and of its memory, as statuses show it.
+
+    Attributes:
+        models: (name, state, reason of a failure or empty) of each.
+        verdict: Of the engine's last advice; empty where it gave none.
+        reasons: For it.
+        lend_units: (name, layers or groups of layers) that idle models give or would give.
+        switch_milliseconds: Reading one lent model again.
+    """
+
+    models: tuple[tuple[str, str, str], ...] = ()
+    verdict: str = ""
+    reasons: tuple[str, ...] = ()
+    lend_units: tuple[tuple[str, int], ...] = ()
+    switch_milliseconds: float | None = None
+
+    @property
+    def usable(self) -> frozenset[tuple[str, bool, str]]:
+        """Who can be asked: what a status must show at once."""
+        return frozenset((name, state in SERVING_STATES, why) for name, state, why in self.models)
+
+
+def parse_engine(document: Mapping[str, Any]) -> EngineView:
+    """Read the models and the last advice of a state document; what is absent stays empty."""
+    state = parse_state("", document)
+    models = tuple((m.name, m.state, m.error[0] if m.error else "") for m in state.models)
+    advice = document.get("advice")
+    if not isinstance(advice, dict) or advice.get("verdict") not in VERDICTS:
+        return EngineView(models=models)
+    units = advice.get("lend_units")
+    switch = advice.get("switch_s")
+    return EngineView(
+        models=models,
+        verdict=str(advice["verdict"]),
+        reasons=tuple(str(reason) for reason in advice.get("reasons") or ()),
+        lend_units=tuple(
+            (str(name), count)
+            for name, count in sorted(units.items() if isinstance(units, dict) else ())
+            if type(count) is int and count > 0
+        ),
+        switch_milliseconds=(
+            1000.0 * switch
+            if isinstance(switch, int | float) and math.isfinite(switch) and switch > 0
+            else None
+        ),
+    )
 
 
 def parse_state(pod_uid: str, document: Mapping[str, Any]) -> WorkerState:
@@ -97,6 +150,18 @@ class AdminClient:
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
                 return None
         return document if isinstance(document, dict) else None
+
+    async def post(self, address: str, path: str) -> bool:
+        """Send an empty POST; whether the pod took it (2xx)."""
+        if self._session is None:
+            raise RuntimeError("AdminClient is used outside of its context; this is a bug.")
+        host = f"[{address}]" if ":" in address else address
+        async with self._slots:
+            try:
+                async with self._session.post(f"http://{host}:{self._port}{path}") as answer:
+                    return answer.status // 100 == 2
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                return False
 
     async def get_all(
         self, addresses: Iterable[tuple[str, str]], path: str

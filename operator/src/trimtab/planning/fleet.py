@@ -105,7 +105,7 @@ def _members(
     for worker in sharing.workers:
         place = picks.pop(leader(worker).intent.uid)
         size = next(
-            (n for n, (option, _) in enumerate(worker.sizes) if option == place.judged.option),
+            (n for n, s in enumerate(worker.sizes) if s.option == place.judged.option),
             len(worker.sizes) - 1,
         )
         for uid, judged in member_options(worker, size=size, snapshot=snapshot).items():

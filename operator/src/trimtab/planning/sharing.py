@@ -67,8 +67,9 @@ def share(cases: Sequence[Case], *, snapshot: FleetSnapshot, policy: PlannerPoli
 
 def group_plan(worker: SharedWorker, *, size: int) -> GroupPlan:
     """Return a group's plan once its worker has found a place with one of its sizes."""
-    option, memory = worker.sizes[size]
-    options = [member.judged.option for member in worker.members]
+    chosen = worker.sizes[size]
+    option, memory = chosen.option, chosen.memory
+    options = [member.judged.option for member in chosen.members]
     return GroupPlan(
         id=worker.id,
         members=tuple(member.uid for member in worker.members),
@@ -81,7 +82,7 @@ def group_plan(worker: SharedWorker, *, size: int) -> GroupPlan:
         max_seqs=option.max_seqs,
         max_batch_tokens=option.max_batch_tokens,
         slowest_tpot_us=max(o.predicted.tpot.mean_us for o in options),
-        advice=worker.advice,
+        advice=chosen.advice,
     )
 
 
@@ -89,27 +90,29 @@ def member_options(
     worker: SharedWorker, *, size: int, snapshot: FleetSnapshot
 ) -> dict[str, Judged]:
     """Return each member's option as it runs in the group: its latencies, its share of the cost."""
-    option, _ = worker.sizes[size]
-    shares = split_cost(worker.members, option, prices=snapshot.prices)
+    option, members = worker.sizes[size].option, worker.sizes[size].members
+    shares = split_cost(members, option, prices=snapshot.prices)
     return {
         member.uid: replace(
             member.judged,
             option=replace(
-                beside(member, worker.members),
+                beside(member, members),
                 memory_bytes=option.memory_bytes,
                 arena_bytes=option.arena_bytes,
                 cost_per_hour_micro_usd=cost,
             ),
         )
-        for member, cost in zip(worker.members, shares, strict=True)
+        for member, cost in zip(members, shares, strict=True)
     }
 
 
 def unit(worker: SharedWorker) -> Case:
     """Return a group as one case of the fleet's search: it takes one place or none."""
     options = tuple(
-        Judged(option=o, score=s, resources=resource_score(o, priced=False), ratios=())
-        for s, (o, _) in enumerate(worker.sizes)
+        Judged(
+            option=s.option, score=n, resources=resource_score(s.option, priced=False), ratios=()
+        )
+        for n, s in enumerate(worker.sizes)
     )
     running = next((m.case.assignment for m in worker.members if m.group == worker.id), None)
     return replace(

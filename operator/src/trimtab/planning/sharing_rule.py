@@ -1,6 +1,6 @@
 """Who may share a worker with whom, and what that worker is given (planner.md §9)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from trimtab.planning.case import Case
@@ -32,20 +32,36 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """One way to run a group's worker.
+
+    Attributes:
+        option: What is asked of the fleet.
+        memory: Of the worker.
+        members: With the options that they would run alone on this configuration.
+        advice: Whether idle members lend.
+    """
+
+    option: Option
+    memory: GroupMemory
+    members: tuple[Candidate, ...]
+    advice: RemapAdvice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SharedWorker:
     """One group: its members, and the place that it asks of the fleet.
 
     Attributes:
         id: Of the group.
         members: Oldest first.
-        sizes: What its worker may be given, the roomiest first.
-        advice: Whether idle members lend.
+        sizes: What its worker may be given, the preferred first: with room for joiners before
+            without, then other configurations that suit all members.
     """
 
     id: str
     members: tuple[Candidate, ...]
-    sizes: tuple[tuple[Option, GroupMemory], ...]
-    advice: RemapAdvice
+    sizes: tuple[Size, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,21 +159,30 @@ class Rule:
         return advice.reasons[0] if advice.reasons else "DoNotRemap: idle weights cannot be lent."
 
     def worker(self, name: str, members: tuple[Candidate, ...]) -> SharedWorker:
-        """Return the group of these members, with room for more if there is a place with it."""
-        first = members[0]
-        roomy = self._of(members, headroom=self.snapshot.headroom_models)
-        exact = self._of(members, headroom=0)
+        """Return the group of these members, with every configuration that would do for all."""
+        sizes = [*self._sizes(name, members)]
+        wanted = _shape(members[0].judged)
+        for judged in members[0].case.options:
+            if _shape(judged) == wanted or judged.option.replicas != 1:
+                continue
+            others = tuple(m for c in members if (m := _on(c, _shape(judged))) is not None)
+            refused = any(self.refusal(m, others[:n]) for n, m in enumerate(others))
+            if len(others) == len(members) and not refused:
+                sizes += self._sizes(name, others)
+        return SharedWorker(id=name, members=members, sizes=tuple(sizes))
+
+    def _sizes(self, name: str, members: tuple[Candidate, ...]) -> Iterator[Size]:
+        """Yield the sizes of one configuration: with room for joiners, then without."""
+        config = members[0].judged.option.config
         ran = next((m.case.assignment for m in members if m.group == name), None)
-        sizes = []
-        for memory in (roomy, exact):
-            option = self._option(members, memory, config=first.judged.option.config)
+        advice = self._advice(members)
+        for headroom in dict.fromkeys((self.snapshot.headroom_models, 0)):
+            memory = self._of(members, headroom=headroom)
+            option = self._option(members, memory, config=config)
             if ran is not None and ran.memory_bytes >= memory.least_total:
                 # What runs suffices: its size is no reason to roll.
                 option = replace(option, memory_bytes=ran.memory_bytes)
-            sizes.append((option, memory))
-        return SharedWorker(
-            id=name, members=members, sizes=tuple(sizes), advice=self._advice(members)
-        )
+            yield Size(option=option, memory=memory, members=members, advice=advice)
 
     def _option(
         self, members: Sequence[Candidate], memory: GroupMemory, *, config: Config
@@ -189,6 +214,21 @@ class Rule:
             block_tokens=self.snapshot.capabilities.block_tokens,
             policy=self.policy,
         )
+
+
+def _shape(judged: Judged) -> Config:
+    """Return a configuration without precision: each model of a worker has its own."""
+    return replace(judged.option.config, precision="")
+
+
+def _on(candidate: Candidate, shape: Config) -> Candidate | None:
+    """Return a candidate with its best option of one replica on a configuration."""
+    refuse = candidate.case.intent.infeasible == "Refuse"
+    for judged in candidate.case.options:
+        fits = _shape(judged) == shape and judged.option.replicas == 1
+        if fits and (judged.meets or not refuse):
+            return replace(candidate, judged=judged)
+    return None
 
 
 def _names(members: Sequence[Candidate]) -> str:

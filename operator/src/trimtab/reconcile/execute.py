@@ -13,7 +13,7 @@ from trimtab.api.v1alpha1.names import API_VERSION, OWNER_UID_LABEL
 from trimtab.api.v1alpha1.reasons import Reason
 from trimtab.kube.errors import Fault, FaultKind, classify
 from trimtab.kube.events import event
-from trimtab.kube.resources import INTENT, resource_of
+from trimtab.kube.resources import INTENT, POD, resource_of
 from trimtab.observe.digests import digest
 from trimtab.reconcile.inferenceintent.transitions import transitions
 from trimtab.reconcile.pacing import Outcome
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trimtab.kube.writer import Writer
     from trimtab.observe.cache import Change
     from trimtab.observe.caches import Caches
-    from trimtab.observe.records import IntentRecord
+    from trimtab.observe.records import IntentRecord, PodRecord
     from trimtab.reconcile.plan import Deletion, EventRecord, Plan
 
 _log = structlog.get_logger(__name__)
@@ -153,6 +153,15 @@ class Executor:
         if change is not None:
             self._changed(deletion.resource.plural, change)
         self._children.pop((deletion.resource.plural, deletion.namespace, deletion.name), None)
+
+    async def annotate(self, pod: PodRecord, key: str, value: str) -> None:
+        """Set one annotation of a pod of ours."""
+        answer = await self._writer.annotate(
+            POD, namespace=pod.namespace, name=pod.name, uid=pod.uid, key=key, value=value
+        )
+        _, change = self._caches[POD.plural].put(answer)
+        if change is not None:
+            self._changed(POD.plural, change)
 
     async def _status(
         self, plan: Plan, conditions: tuple[Condition, ...], subject: IntentRecord

@@ -191,7 +191,9 @@ class FingerprintKeeper:
         if snapshot is None:
             return 0
         used: dict[str, int] = {}
-        for assignment in snapshot.assignments:
+        # A group's members have one place together.
+        places = {a.group or a.intent_uid: a for a in snapshot.assignments}
+        for assignment in places.values():
             for node, replicas in assignment.nodes:
                 used[node] = used.get(node, 0) + replicas * assignment.config.threads
         return max((p.millicores // 1000 - used.get(p.node, 0) for p in snapshot.pools), default=0)

@@ -21,6 +21,18 @@ class Owner:
     name: str
     uid: str
 
+    def share(self) -> Manifest:
+        """Return the ownerReference for objects of a group, one of several: none controls.
+
+        Garbage collection deletes such an object only after its last owner.
+        """
+        return {
+            "apiVersion": names.API_VERSION,
+            "kind": "InferenceIntent",
+            "name": self.name,
+            "uid": self.uid,
+        }
+
     def reference(self) -> Manifest:
         """Return the ownerReference for children in the intent's own namespace."""
         return {
@@ -31,6 +43,23 @@ class Owner:
             "controller": True,
             "blockOwnerDeletion": True,
         }
+
+
+def group_labels(group_id: str) -> dict[str, str]:
+    """Return the labels of the objects of a sharing group: they belong to no single intent."""
+    return {
+        names.NAME_LABEL: "trimtab",
+        names.INSTANCE_LABEL: group_id,
+        names.COMPONENT_LABEL: "worker",
+        names.PART_OF_LABEL: "trimtab",
+        names.MANAGED_BY_LABEL: names.OPERATOR,
+        names.GROUP_LABEL: group_id,
+    }
+
+
+def group_selector(group_id: str) -> dict[str, str]:
+    """Return what tells a group's worker pods from all others."""
+    return {names.COMPONENT_LABEL: "worker", names.GROUP_LABEL: group_id}
 
 
 def labels(component: Component, *, owner: Owner, outside: bool = False) -> dict[str, str]:

@@ -24,6 +24,8 @@ from trimtab.reconcile.execute import Executor
 from trimtab.reconcile.figures import publish
 from trimtab.reconcile.fingerprints import FingerprintKeeper
 from trimtab.reconcile.fleet import FleetPlanner, Planned, Pool
+from trimtab.reconcile.group.gather import mates
+from trimtab.reconcile.group.reload import ReloadKeeper
 from trimtab.reconcile.inbox import Inbox
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.gather import gather
@@ -122,7 +124,7 @@ class Operator:
             client=client,
             caches=self.caches,
             clock=clock,
-            wake=self.inbox.wake,
+            wake=self._wake,
             differs=lambda kind, n: metrics.CACHE_DIFFERENCES.labels(kind=kind).inc(n),
             changed=self._written,
         )
@@ -138,7 +140,7 @@ class Operator:
         self._jobs = self._periodics(admin)
         self.waker = Waker(
             caches=self.caches,
-            wake=self.inbox.wake,
+            wake=self._wake,
             wake_needing=self._wake_needing,
             replan=self.fleet.ask,
             run=self._run_job,
@@ -150,8 +152,20 @@ class Operator:
 
     def _periodics(self, admin: AdminClient) -> dict[str, Periodic]:
         world, replan = self.world, self.fleet.ask
-        routes = RoutesKeeper(caches=self.caches, executor=self.executor, settings=self.settings)
-        workers = pollers.WorkerPoller(world, admin, wake=self.inbox.wake, replan=replan)
+        routes = RoutesKeeper(world=world, executor=self.executor, wake=self._wake)
+        workers = pollers.WorkerPoller(
+            world,
+            admin,
+            wake=self._wake,
+            replan=replan,
+            moved=lambda: self._run_job("routes"),
+        )
+        reloads = ReloadKeeper(
+            world,
+            admin,
+            annotate=self.executor.annotate,
+            poll=lambda: self._run_job("workers"),
+        )
         gateways = pollers.GatewayPoller(world, admin, wake=self.inbox.wake, replan=replan)
         prices = pollers.PricePoller(
             world,
@@ -166,6 +180,7 @@ class Operator:
             ("routes", routes.step, 600.0),
             ("fingerprints", self.keeper.step, 60.0),
             ("workers", workers.step, pollers.WORKERS_SECONDS),
+            ("reloads", reloads.step, pollers.WORKERS_SECONDS),
             ("gateways", gateways.step, pollers.GATEWAYS_SECONDS),
             ("prices", prices.step, pollers.PRICES_SECONDS),
             ("foreign", foreign.step, pollers.FOREIGN_SECONDS),
@@ -233,6 +248,11 @@ class Operator:
         self.fleet.close()
 
     # Inside.
+
+    def _wake(self, uid: str, cause: str) -> None:
+        """Wake an intent and all who share a group with it; a group's id stands for its members."""
+        for one in mates(self.world, uid):
+            self.inbox.wake(one, cause)
 
     async def _open_barrier(self) -> None:
         await self.barrier.run(retryable=_LIST_ERRORS)
@@ -303,13 +323,14 @@ class Operator:
         everybody = before.problem != after.problem
         for uid in before.by_uid.keys() | after.by_uid.keys():
             if everybody or before.by_uid.get(uid) != after.by_uid.get(uid):
-                self.inbox.wake(uid, "plan")
+                self._wake(uid, "plan")
         self._run_job("fingerprints")
+        self._run_job("routes")
 
     def _wake_needing(self, key: str) -> None:
         for uid, plan in self.fleet.current.by_uid.items():
             if any(need.key == key for need in plan.needs):
-                self.inbox.wake(uid, "fingerprint")
+                self._wake(uid, "fingerprint")
 
     def _run_job(self, name: str) -> None:
         self._jobs[name].wake()

@@ -14,7 +14,13 @@ from trimtab.observe.capabilities import newest
 from trimtab.observe.intents import Shown
 from trimtab.observe.quantities import QuantityError, byte_count, millicores
 from trimtab.observe.traffic import FEWEST_REQUESTS, Traffic, merge, two_digits
-from trimtab.observe.workers import SERVING_STATES, AdminClient, WorkerState, parse_state
+from trimtab.observe.workers import (
+    SERVING_STATES,
+    AdminClient,
+    WorkerState,
+    parse_engine,
+    parse_state,
+)
 from trimtab.planning.prices import PriceBook, PriceBookInvalidError, parse_price_book
 from trimtab.reconcile.inferenceintent.status import judged_at_percentile
 from trimtab.reconcile.snapshot import declared_load, parse_intent
@@ -68,11 +74,15 @@ class WorkerPoller:
         *,
         wake: Callable[[str, str], None],
         replan: Callable[[], None],
+        moved: Callable[[], None],
     ) -> None:
+        """Prepare; `moved` is told that a worker serves other models than before."""
         self._world = world
         self._admin = admin
         self._wake = wake
         self._replan = replan
+        self._moved = moved
+        self._shown_at: dict[str, float] = {}
 
     async def step(self) -> float:
         """Poll once; soon again while a worker loads."""
@@ -94,8 +104,11 @@ class WorkerPoller:
                 answers[pod.uid] = None
                 continue
             loading = loading or not _settled(state)
-            if states.get(pod.uid) != state:
+            news = states.get(pod.uid) != state
+            if news:
                 states[pod.uid] = state
+                self._moved()
+            if self._show(pod, document) or news:
                 for owner in pod.owner_uids:
                     self._wake(owner, "worker")
         capabilities = newest(answers.values())
@@ -105,7 +118,23 @@ class WorkerPoller:
         alive = {pod.uid for pod in self._world.caches.pods}
         for uid in [uid for uid in states if uid not in alive]:
             del states[uid]
+            self._world.engines.pop(uid, None)
+            self._shown_at.pop(uid, None)
         return LOADING_SECONDS if loading else WORKERS_SECONDS
+
+    def _show(self, pod: PodRecord, document: Mapping[str, Any]) -> bool:
+        """Take over what statuses show of an engine: at once who can be asked, the rest slowly."""
+        world, now = self._world, self._world.clock()
+        new, old = parse_engine(document), world.engines.get(pod.uid)
+        if new == old:
+            return False
+        rest = world.settings.policy_seconds(SHOWN_SECONDS)
+        soon = old is not None and old.usable == new.usable
+        if soon and now - self._shown_at.get(pod.uid, float("-inf")) < rest:
+            return False
+        world.engines[pod.uid] = new
+        self._shown_at[pod.uid] = now
+        return True
 
 
 def _settled(state: WorkerState) -> bool:

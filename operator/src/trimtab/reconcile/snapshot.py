@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
-from trimtab.api.v1alpha1.names import COMPONENT_LABEL
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL
+from trimtab.kube import names as object_names
 from trimtab.observe.inspections import INSPECTION_KEY, ModelFacts, parse_verdict
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.planning.prices import PriceBook
@@ -23,8 +24,9 @@ from trimtab.planning.snapshot import (
     Load,
     Targets,
 )
+from trimtab.reconcile.group.rollout import GroupRollout
 from trimtab.reconcile.inferenceintent import jobs
-from trimtab.reconcile.inferenceintent.rollout import of_annotations
+from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
 from trimtab.reconcile.labels import Owner
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from trimtab.observe.caches import Caches
     from trimtab.observe.loads import LoadBook
-    from trimtab.observe.records import IntentRecord, NodeRecord
+    from trimtab.observe.records import DeploymentRecord, IntentRecord, NodeRecord
     from trimtab.planning.fingerprint import Fingerprint
     from trimtab.planning.snapshot import ModelView
     from trimtab.settings import Settings
@@ -72,6 +74,7 @@ def fleet_snapshot(
         prices=surroundings.prices,
         assignments=_assignments(caches, ages=surroundings.ages),
         gateway_overhead_us=surroundings.gateway_overhead_us,
+        headroom_models=settings.sharing_headroom_models,
     )
 
 
@@ -173,6 +176,7 @@ def intent_view(
         sharing=spec.sharing.value,
         infeasible=spec.infeasible.value,
         priority=spec.priority,
+        group_id=object_names.group(record.namespace, record.uid),
     )
 
 
@@ -298,24 +302,64 @@ def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment
     found = []
     for intent in sorted(caches.inferenceintents, key=lambda r: r.uid):
         for deployment in caches.deployments.owned_by(intent.uid):
-            rollout = of_annotations(deployment.annotations)
-            elsewhere = deployment.namespace != intent.namespace
-            if rollout is None or deployment.deleting or elsewhere:
+            if deployment.deleting or deployment.namespace != intent.namespace:
                 continue
-            nodes = Counter(
-                pod.node
-                for pod in caches.pods.owned_by(intent.uid)
-                if pod.node and pod.labels.get(COMPONENT_LABEL) == "worker" and not pod.deleting
+            assignment = (
+                _shared(intent, deployment, caches, ages=ages)
+                if GROUP_LABEL in deployment.labels
+                else _alone(intent, deployment, caches, ages=ages)
             )
-            found.append(
-                Assignment(
-                    intent_uid=intent.uid,
-                    config=rollout.config,
-                    replicas=deployment.replicas,
-                    nodes=tuple(sorted(nodes.items())),
-                    generation=rollout.generation,
-                    age_seconds=ages.get(intent.uid, 0),
-                    memory_bytes=rollout.memory_bytes,
-                )
-            )
-    return tuple(found)
+            if assignment is not None:
+                found.append(assignment)
+    # Who moves into a group is a member already: its own worker goes once the group's serves it.
+    return tuple(sorted(found, key=lambda a: (a.intent_uid, not a.group)))
+
+
+def _alone(
+    intent: IntentRecord, deployment: DeploymentRecord, caches: Caches, *, ages: Mapping[str, int]
+) -> Assignment | None:
+    rollout = of_annotations(deployment.annotations)
+    if rollout is None:
+        return None
+    return Assignment(
+        intent_uid=intent.uid,
+        config=rollout.config,
+        replicas=deployment.replicas,
+        nodes=_nodes(intent.uid, "", caches),
+        generation=rollout.generation,
+        age_seconds=ages.get(intent.uid, 0),
+        memory_bytes=rollout.memory_bytes,
+    )
+
+
+def _shared(
+    intent: IntentRecord, deployment: DeploymentRecord, caches: Caches, *, ages: Mapping[str, int]
+) -> Assignment | None:
+    rollout = GroupRollout.from_json(deployment.annotations.get(ANNOTATION, ""))
+    config = rollout.config(intent.uid) if rollout else None
+    if rollout is None or config is None:
+        return None
+    group = deployment.labels[GROUP_LABEL]
+    return Assignment(
+        intent_uid=intent.uid,
+        config=config,
+        replicas=deployment.replicas,
+        nodes=_nodes(group, group, caches),
+        generation=rollout.members[intent.uid].generation,
+        age_seconds=ages.get(intent.uid, 0),
+        memory_bytes=rollout.memory_bytes,
+        group=group,
+    )
+
+
+def _nodes(owner: str, group: str, caches: Caches) -> tuple[tuple[str, int], ...]:
+    """Return where worker pods are, by node."""
+    found = Counter(
+        pod.node
+        for pod in caches.pods.owned_by(owner)
+        if pod.node
+        and pod.labels.get(COMPONENT_LABEL) == "worker"
+        and pod.labels.get(GROUP_LABEL, "") == group
+        and not pod.deleting
+    )
+    return tuple(sorted(found.items()))

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from trimtab.api.v1alpha1.names import INTENT_LABEL, INTENT_NAMESPACE_LABEL, OWNER_UID_LABEL
+from trimtab.api.v1alpha1.names import (
+    GROUP_LABEL,
+    INTENT_LABEL,
+    INTENT_NAMESPACE_LABEL,
+    OWNER_UID_LABEL,
+)
 from trimtab.kube.errors import ApiError
 from trimtab.kube.finalizers import release
 from trimtab.kube.resources import CHILDREN, INTENT, Resource
@@ -56,6 +61,10 @@ class Sweeper:
         gone: dict[str, bool] = {}
         for resource in CHILDREN:
             for record in caches[resource.plural]:
+                if record.labels.get(GROUP_LABEL) and record.ours and not record.deleting:
+                    if await self._is_nobodys(record):
+                        await self._delete(resource, record)
+                    continue
                 owner = record.labels.get(OWNER_UID_LABEL)
                 if not record.ours or not owner or record.deleting:
                     continue
@@ -75,6 +84,22 @@ class Sweeper:
             return False
         live = await self._client.get(INTENT, namespace=namespace, name=name)
         return live is None or live["metadata"]["uid"] != uid
+
+    async def _is_nobodys(self, record: Record) -> bool:
+        """Whether no owner of a group's object is left, in the cache and at the API server.
+
+        Garbage collection takes such objects, unless somebody took their references away.
+        """
+        known = self._caches.inferenceintents
+        if any(known.by_uid(uid) is not None for uid in record.owner_uids):
+            return False
+        alive = {
+            item["metadata"]["uid"]
+            async for item in self._client.items(
+                INTENT, namespace=record.namespace, metadata_only=True
+            )
+        }
+        return not alive & set(record.owner_uids)
 
     async def _delete(self, resource: Resource, record: Record) -> None:
         try:

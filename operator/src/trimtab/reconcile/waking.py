@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from trimtab.api.v1alpha1.names import COMPONENT_LABEL
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL
 from trimtab.reconcile.naming import model_name
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ class Waker:
         component = record.labels.get(COMPONENT_LABEL)
         if component == "worker" and plural == "pods":
             self._run("workers")
+        if GROUP_LABEL in record.labels and plural in ("pods", "configmaps"):
+            self._run("reloads")
         if record.namespace != self._system or plural not in _FINGERPRINT_KINDS:
             return
         if component == "fingerprint":

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from trimtab.kube import names as object_names
 from trimtab.observe.intents import Shown
 from trimtab.observe.loads import LoadBook
 from trimtab.planning.prices import PriceBook
-from trimtab.reconcile.naming import model_name
+from trimtab.reconcile.naming import ROUTES_KEY, model_name, routed_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from trimtab.observe.caches import Caches
     from trimtab.observe.records import IntentRecord
     from trimtab.observe.traffic import Traffic
-    from trimtab.observe.workers import WorkerState
+    from trimtab.observe.workers import EngineView, WorkerState
     from trimtab.planning.snapshot import EngineCapabilities
     from trimtab.reconcile.fingerprints import FingerprintKeeper
     from trimtab.reconcile.fleet import FleetPlanner
@@ -35,6 +36,8 @@ class World:
     capabilities: EngineCapabilities
     loads: LoadBook = field(default_factory=LoadBook)
     worker_states: dict[str, WorkerState] = field(default_factory=dict)
+    engines: dict[str, EngineView] = field(default_factory=dict)
+    """By pod uid; moved at most once a minute, and when a model can be asked or no longer."""
     traffic: dict[str, Traffic] = field(default_factory=dict)
     """By `namespace/name` of the intent."""
     shown: dict[str, Shown] = field(default_factory=dict)
@@ -61,6 +64,16 @@ class World:
     def names_changed(self) -> None:
         """Forget who serves which name: an intent came, went, or was edited."""
         self._namesakes = None
+
+    def routed(self, namespace: str, model: str) -> str:
+        """Return the Service that gateways send a model's requests to; empty where none."""
+        record = self.caches.configmaps.get(
+            self.settings.system_namespace, object_names.routes(namespace)
+        )
+        for entry in routed_models(record.data.get(ROUTES_KEY, "") if record else ""):
+            if entry.get("name") == model:
+                return str(entry.get("service") or "")
+        return ""
 
     def shown_of(self, uid: str) -> Shown:
         """Return the observed figures of an intent as its status shows them."""

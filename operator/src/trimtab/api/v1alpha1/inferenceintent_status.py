@@ -70,13 +70,41 @@ class Confidence(ApiModel):
     """fingerprint is the ConfigMap of the system namespace that the estimate rests on."""
 
 
+class LentUnits(ApiModel):
+    """How much of one model's weights is lent while it is idle."""
+
+    model: Text
+    """model is the public name: namespace/name."""
+    units: Count
+    """units are layers, or groups of small layers that lie in one slab."""
+
+
+class GroupMember(ApiModel):
+    """One model of a sharing group's worker."""
+
+    model: Text
+    """model is the public name: namespace/name."""
+    state: Word
+    """state in the worker: Loading, Resident, Lent, Waking, Draining or Failed."""
+    reason: Word | None = None
+    """reason of a failure."""
+
+
 class Remap(ApiModel):
     """Whether weight memory is lent to the KV cache under pressure."""
 
     verdict: Literal["DoNotRemap", "IdleOnly", "IdleAndActive"]
     """verdict of the hidden-bound formula."""
     reasons: Annotated[tuple[Text, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = ()
-    """reasons for the verdict."""
+    """reasons for the verdict, and why nothing is shared where that is so."""
+    lend_units: Annotated[
+        tuple[LentUnits, ...], Field(max_length=16, json_schema_extra=ATOMIC)
+    ] = ()
+    """lendUnits is what idle models give."""
+    switch_milliseconds: Decimals | None = None
+    """switchMilliseconds is how long reading a lent model again takes."""
+    source: Literal["Engine"] | None = None
+    """source is Engine where a running worker gave the verdict; absent: the planner."""
 
 
 class PlannedLoad(ApiModel):
@@ -131,7 +159,9 @@ class PlanStatus(Configuration):
     )
     """digest of what decides a roll-out; pods carry it."""
     group: Annotated[str, StringConstraints(max_length=128)] | None = None
-    """group is the sharing group's id; absent when nothing is shared."""
+    """group is the sharing group's id; absent for a worker of its own."""
+    members: Annotated[tuple[GroupMember, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = ()
+    """members are the models of the group's worker, as it last said."""
     load: PlannedLoad | None = None
     """load that was planned for."""
     binding: Word | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from trimtab.api.v1alpha1 import names
 from trimtab.kube import names as object_names
@@ -30,8 +30,64 @@ _PRE_STOP_SECONDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """Whose a worker's objects are: names, labels and owners.
+
+    Attributes:
+        name: Of Deployment, Service, NetworkPolicy and disruption budget.
+        labels: Of every object and of the pods.
+        selector: Labels that tell its pods from all others.
+        owners: The ownerReferences of every object.
+    """
+
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    selector: dict[str, str]
+    owners: tuple[Manifest, ...]
+
+    def metadata(self, name: str, *, annotations: dict[str, str] | None = None) -> Manifest:
+        """Return the metadata of one of its objects."""
+        found: Manifest = {
+            "name": name,
+            "namespace": self.namespace,
+            "labels": dict(self.labels),
+            "ownerReferences": [dict(owner) for owner in self.owners],
+        }
+        return found | ({"annotations": annotations} if annotations else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """What a worker's objects are built from, whether it serves one intent or a group.
+
+    Attributes:
+        home: Whose they are.
+        threads: Of the pod.
+        memory_bytes: Of the pod.
+        drain_seconds: How long running requests may take to end.
+        nodes: That are preferred.
+        mounted: The models' files.
+        replicas: None leaves the field to another manager.
+        several: Whether there is more than one replica, so that a disruption can be bounded.
+        rollout: Text of the annotation that the roll-out is read back from.
+    """
+
+    home: Home
+    threads: int
+    memory_bytes: int
+    drain_seconds: int
+    nodes: tuple[str, ...]
+    mounted: Mounted
+    replicas: int | None
+    several: bool
+    rollout: str
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """What the worker's objects are built from."""
+    """What an intent's own worker is built from."""
 
     owner: Owner
     public_name: str
@@ -55,42 +111,70 @@ class Built:
 
 
 def build(placement: Placement) -> Built:
-    """Return NetworkPolicy, model set, Service, Deployment and, if useful, disruption budget."""
-    owner = placement.owner
-    name = object_names.deployment(owner.name, owner.uid)
+    """Return the objects of an intent's own worker."""
+    owner, rollout = placement.owner, placement.rollout
+    worker = Worker(
+        home=Home(
+            namespace=owner.namespace,
+            name=object_names.deployment(owner.name, owner.uid),
+            labels=labels("worker", owner=owner),
+            selector=selector(owner),
+            owners=(owner.reference(),),
+        ),
+        threads=rollout.config.threads,
+        memory_bytes=rollout.memory_bytes,
+        drain_seconds=rollout.drain_seconds,
+        nodes=rollout.nodes,
+        mounted=placement.mounted,
+        replicas=placement.replicas,
+        several=placement.several,
+        rollout=rollout.to_json(),
+        settings=placement.settings,
+    )
     model_set = _model_set(placement)
-    template = _template(placement)
+    template = pod_template(worker)
     plan_digest = digest([template, model_set])
+    return assemble(worker, template, plan_digest=plan_digest, model_set=model_set)
+
+
+def assemble(
+    worker: Worker,
+    template: Manifest,
+    *,
+    plan_digest: str,
+    model_set: Manifest,
+    set_last: bool = False,
+) -> Built:
+    """Return NetworkPolicy, model set, Service, Deployment and, if useful, disruption budget.
+
+    Args:
+        worker: What they are of.
+        template: Of its pods; the name of the model set and the digest are filled in.
+        plan_digest: Names the model set, and rolls the pods where it changes.
+        model_set: Content of the ConfigMap.
+        set_last: The set is for pods that run: whoever is added to it owns everything else first.
+    """
+    name = worker.home.name
     config_name = object_names.model_set(name, plan_digest)
     for volume in template["spec"]["volumes"]:
         if volume["name"] == "model-set":
             volume["configMap"]["name"] = config_name
     template["metadata"]["annotations"] = {names.PLAN_DIGEST_ANNOTATION: plan_digest}
+    content = _config_map(worker.home, config_name, model_set)
     manifests = [
-        _network_policy(placement, name),
-        _config_map(placement, config_name, model_set),
-        _service(placement, name),
-        _deployment(placement, name, template),
+        _network_policy(worker),
+        *(() if set_last else (content,)),
+        _service(worker.home),
+        _deployment(worker, template),
+        *((_disruption_budget(worker.home),) if worker.several else ()),
+        *((content,) if set_last else ()),
     ]
-    if placement.several:
-        manifests.append(_disruption_budget(placement, name))
     return Built(
         digest=plan_digest,
         manifests=tuple(manifests),
         deployment_name=name,
         model_set_name=config_name,
     )
-
-
-def metadata(name: str, *, owner: Owner, extra: dict[str, Any] | None = None) -> Manifest:
-    """Return the metadata of a worker's object."""
-    return {
-        "name": name,
-        "namespace": owner.namespace,
-        "labels": labels("worker", owner=owner),
-        "ownerReferences": [owner.reference()],
-        **(extra or {}),
-    }
 
 
 def selector(owner: Owner) -> dict[str, str]:
@@ -123,23 +207,23 @@ def _model_set(placement: Placement) -> Manifest:
     }
 
 
-def _config_map(placement: Placement, name: str, model_set: Manifest) -> Manifest:
+def _config_map(home: Home, name: str, model_set: Manifest) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": metadata(name, owner=placement.owner),
+        "metadata": home.metadata(name),
         "data": {MODELS_KEY: json.dumps(model_set, sort_keys=True)},
     }
 
 
-def _service(placement: Placement, name: str) -> Manifest:
+def _service(home: Home) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(name, owner=placement.owner),
+        "metadata": home.metadata(home.name),
         "spec": {
             "type": "ClusterIP",
-            "selector": selector(placement.owner),
+            "selector": dict(home.selector),
             "ports": [
                 {"name": "http", "port": HTTP_PORT, "targetPort": "http", "protocol": "TCP"},
             ],
@@ -147,18 +231,19 @@ def _service(placement: Placement, name: str) -> Manifest:
     }
 
 
-def _template(placement: Placement) -> Manifest:
-    rollout, settings = placement.rollout, placement.settings
-    threads = rollout.config.threads
+def pod_template(worker: Worker) -> Manifest:
+    """Return the template of a worker's pods, without digest and without the model set's name."""
+    settings, home = worker.settings, worker.home
+    threads = worker.threads
     command = ["python", "-m", "trimtab_workers.server"]
     command += ["--config", f"{CONFIG_FOLDER}/{MODELS_KEY}", "--model-root", MODEL_ROOT]
-    command += ["--shutdown-timeout", str(rollout.drain_seconds)]
-    worker = container(
+    command += ["--shutdown-timeout", str(worker.drain_seconds)]
+    main = container(
         name="worker",
         defaults=settings.pod_defaults,
         image=settings.image,
         command=command,
-        limits=resources(threads=threads, memory_bytes=rollout.memory_bytes),
+        limits=resources(threads=threads, memory_bytes=worker.memory_bytes),
         env=(
             _field("TRIMTAB_POD_NAME", "metadata.name"),
             _field("TRIMTAB_POD_UID", "metadata.uid"),
@@ -166,32 +251,32 @@ def _template(placement: Placement) -> Manifest:
         ),
         mounts=(
             {"name": "model-set", "mountPath": CONFIG_FOLDER, "readOnly": True},
-            *placement.mounted.mounts,
+            *worker.mounted.mounts,
         ),
     )
-    worker |= _serving()
+    main |= _serving()
     spec = pod_spec(
         defaults=settings.pod_defaults,
-        containers=[worker],
-        init_containers=placement.mounted.fetch,
+        containers=[main],
+        init_containers=worker.mounted.fetch,
         volumes=(
             # The name is filled in once the digest of template and model set is known.
             {"name": "model-set", "configMap": {"name": ""}},
-            *placement.mounted.volumes,
+            *worker.mounted.volumes,
         ),
-        grace_seconds=rollout.drain_seconds + _PRE_STOP_SECONDS + _GRACE_EXTRA_SECONDS,
+        grace_seconds=worker.drain_seconds + _PRE_STOP_SECONDS + _GRACE_EXTRA_SECONDS,
     )
     spec["topologySpreadConstraints"] = [
         {
             "maxSkew": 1,
             "topologyKey": "kubernetes.io/hostname",
             "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": selector(placement.owner)},
+            "labelSelector": {"matchLabels": dict(home.selector)},
         }
     ]
-    if rollout.nodes:
-        spec["affinity"] = _prefer(rollout.nodes)
-    return {"metadata": {"labels": labels("worker", owner=placement.owner)}, "spec": spec}
+    if worker.nodes:
+        spec["affinity"] = _prefer(worker.nodes)
+    return {"metadata": {"labels": dict(home.labels)}, "spec": spec}
 
 
 def _serving() -> Manifest:
@@ -234,9 +319,9 @@ def _prefer(nodes: tuple[str, ...]) -> Manifest:
     return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
-def _deployment(placement: Placement, name: str, template: Manifest) -> Manifest:
+def _deployment(worker: Worker, template: Manifest) -> Manifest:
     spec: Manifest = {
-        "selector": {"matchLabels": selector(placement.owner)},
+        "selector": {"matchLabels": dict(worker.home.selector)},
         "strategy": {
             "type": "RollingUpdate",
             "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
@@ -245,38 +330,39 @@ def _deployment(placement: Placement, name: str, template: Manifest) -> Manifest
         "progressDeadlineSeconds": _STARTUP_SECONDS,
         "template": template,
     }
-    if placement.replicas is not None:
-        spec["replicas"] = placement.replicas
-    annotations = {ANNOTATION: placement.rollout.to_json()}
+    if worker.replicas is not None:
+        spec["replicas"] = worker.replicas
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(name, owner=placement.owner, extra={"annotations": annotations}),
+        "metadata": worker.home.metadata(
+            worker.home.name, annotations={ANNOTATION: worker.rollout}
+        ),
         "spec": spec,
     }
 
 
-def _disruption_budget(placement: Placement, name: str) -> Manifest:
+def _disruption_budget(home: Home) -> Manifest:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": metadata(name, owner=placement.owner),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(placement.owner)}},
+        "metadata": home.metadata(home.name),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": dict(home.selector)}},
     }
 
 
-def _network_policy(placement: Placement, name: str) -> Manifest:
+def _network_policy(worker: Worker) -> Manifest:
     """Return exactly the flows of joints.md section 1 that end or begin at a worker."""
-    system = placement.settings.system_namespace
-    egress = [dict(rule) for rule in placement.mounted.egress]
-    peers = [dict(peer) for peer in placement.settings.metrics_peers]
+    system = worker.settings.system_namespace
+    egress = [dict(rule) for rule in worker.mounted.egress]
+    peers = [dict(peer) for peer in worker.settings.metrics_peers]
     metrics = {"from": peers, "ports": [{"port": METRICS_PORT, "protocol": "TCP"}]}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(name, owner=placement.owner),
+        "metadata": worker.home.metadata(worker.home.name),
         "spec": {
-            "podSelector": {"matchLabels": selector(placement.owner)},
+            "podSelector": {"matchLabels": dict(worker.home.selector)},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
                 _from_system("gateway", system, HTTP_PORT),

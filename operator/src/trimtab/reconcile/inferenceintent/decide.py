@@ -13,7 +13,8 @@ from trimtab.api.v1alpha1.names import (
 )
 from trimtab.api.v1alpha1.reasons import Reason
 from trimtab.kube import names as object_names
-from trimtab.kube.resources import CONFIG_MAP, DISRUPTION_BUDGET, JOB
+from trimtab.kube.resources import CHILDREN, CONFIG_MAP, DISRUPTION_BUDGET, JOB
+from trimtab.reconcile.group.decide import decide_group
 from trimtab.reconcile.inferenceintent import children, jobs, status, verdicts
 from trimtab.reconcile.inferenceintent.policies import Admission, Violation, first_violation
 from trimtab.reconcile.inferenceintent.rollout import next_rollout, of_annotations
@@ -23,14 +24,18 @@ from trimtab.reconcile.labels import Owner
 from trimtab.reconcile.plan import Deletion, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
     from trimtab.kube.resources import Manifest, Resource
     from trimtab.observe.intents import ObservedIntent
     from trimtab.observe.records import Record
+    from trimtab.reconcile.group.decide import GroupStep
     from trimtab.reconcile.inferenceintent.children import Built
     from trimtab.settings import Settings
 
 KIND: Final = "InferenceIntent"
+_BY_PLURAL: Final = {resource.plural: resource for resource in CHILDREN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +59,23 @@ def decide(observed: ObservedIntent, *, settings: Settings) -> Plan:
     # What is not allowed (any more) rolls nothing out; what serves stays as it is.
     built = None if violation else _built(observed, intent, settings=settings)
     serve = _Wanted() if paused or built is None else _serve(observed, built)
+    if not paused and not violation:
+        serve = _Wanted(desired=serve.desired, deletions=(*serve.deletions, *_left(observed)))
+    # A group's objects are its members' together: one that is paused or refused holds up nobody.
+    groups = {group.id: decide_group(group, settings=settings) for group in observed.charges}
+    built = built or _group_built(observed, groups)
     conditions = with_ready(
         KIND,
         _conditions(observed, intent, violation=violation, built=built, paused=paused),
     )
     kept = _keeps_plan(observed)
     return Plan(
-        desired=(*read.desired, *serve.desired),
-        deletions=(*read.deletions, *serve.deletions),
+        desired=(*read.desired, *serve.desired, *(m for g in groups.values() for m in g.desired)),
+        deletions=(
+            *read.deletions,
+            *serve.deletions,
+            *(d for g in groups.values() for d in g.deletions),
+        ),
         status=status.build(
             observed,
             endpoint=settings.endpoint,
@@ -82,6 +96,7 @@ def _appointment(observed: ObservedIntent) -> float | None:
         observed.inspection.retry_in_seconds if observed.inspection else None,
         observed.fingerprints.hold_ends_in_seconds,
         observed.unplaced.next_in_seconds,
+        *(m.hold_ends_in_seconds for group in observed.charges for m in group.members),
     ]
     return min((t for t in times if t is not None), default=None)
 
@@ -200,7 +215,7 @@ def _built(
     A plan without an option creates nothing new and removes nothing that serves.
     """
     plan = observed.plan
-    if plan is None or plan.option is None:
+    if plan is None or plan.option is None or plan.group is not None:
         return None
     deployment = observed.deployment
     if deployment is None and observed.fingerprints.hold:
@@ -223,6 +238,20 @@ def _built(
             settings=settings,
         )
     )
+
+
+def _group_built(observed: ObservedIntent, groups: Mapping[str, GroupStep]) -> Built | None:
+    """Return what this step builds for the group that the intent is planned in."""
+    group = observed.plan.group if observed.plan else None
+    return groups[group.id].built if group is not None and group.id in groups else None
+
+
+def _left(observed: ObservedIntent) -> tuple[Deletion, ...]:
+    """Return the worker of its own that an intent has left: gateways send requests to its group."""
+    group = observed.plan.group if observed.plan else None
+    if group is None or observed.routed != object_names.group_worker(group.id):
+        return ()
+    return tuple(_deletion(_BY_PLURAL[plural], record) for plural, record in observed.own)
 
 
 def _replicas(observed: ObservedIntent, planned: int) -> int | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
-from trimtab.api.v1alpha1.names import COMPONENT_LABEL
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL
 from trimtab.observe.intents import ObservedIntent, Unplaced
+from trimtab.reconcile.group.gather import charges
 from trimtab.reconcile.inferenceintent import jobs
 from trimtab.reconcile.inferenceintent.inspecting import inspection, inspection_pods
 from trimtab.reconcile.labels import Owner
@@ -20,10 +22,19 @@ if TYPE_CHECKING:
 
     from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
     from trimtab.observe.intents import LoadSource
-    from trimtab.observe.records import IntentRecord, PodRecord
+    from trimtab.observe.records import DeploymentRecord, IntentRecord, PodRecord, Record
+    from trimtab.observe.workers import EngineView
+    from trimtab.planning.plan import IntentPlan
     from trimtab.planning.snapshot import Load
     from trimtab.reconcile.world import World
 
+_WORKER_KINDS: Final = (
+    "deployments",
+    "services",
+    "networkpolicies",
+    "poddisruptionbudgets",
+    "configmaps",
+)
 _UNPLACED_SECONDS: Final = 60.0
 """So long a pod may wait for the scheduler before its roll counts as stuck. Decision."""
 
@@ -56,8 +67,11 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
         seconds=settings.policy_seconds,
     )
     plan = world.fleet.of(record.uid, generation=record.generation) if reading.facts else None
-    workers = tuple(p for p in pods if p.labels.get(COMPONENT_LABEL) == "worker")
-    deployments = tuple(d for d in caches.deployments.owned_by(record.uid) if d.namespace == here)
+    homes = _homes(record, plan, world)
+    home = homes[0] if homes else _Home(deployment=None, pods=())
+    workers = home.pods
+    former = tuple(pod for other in homes[1:] for pod in other.pods)
+    deployments = tuple(h.deployment for h in homes if h.deployment is not None)
     load, load_source = _load(record, intent, world)
     current = world.fleet.current
     return ObservedIntent(
@@ -71,28 +85,91 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
         load=load,
         load_source=load_source,
         fingerprints=world.fingerprints.progress(record.uid, plan, first_rollout=not deployments),
-        deployment=deployments[0] if deployments else None,
+        deployment=home.deployment,
         pods=workers,
+        former_pods=former,
         workers={
-            p.uid: world.worker_states[p.uid] for p in workers if p.uid in world.worker_states
+            p.uid: world.worker_states[p.uid]
+            for p in (*workers, *former)
+            if p.uid in world.worker_states
         },
         unplaced=unplaced(workers, now=world.utcnow(), seconds=settings.policy_seconds),
-        model_sets=tuple(
-            m
-            for m in maps
-            if m.namespace == record.namespace and m.labels.get(COMPONENT_LABEL) == "worker"
-        ),
+        model_sets=tuple(m for m in maps if m.namespace == record.namespace and _own_worker(m)),
         jobs=tuple(j for j in own_jobs if j.labels.get(COMPONENT_LABEL) == "inspection"),
         facts=tuple(m for m in maps if m.namespace == settings.system_namespace),
         budget=next(
-            (b for b in caches.poddisruptionbudgets.owned_by(record.uid) if b.namespace == here),
+            (
+                b
+                for b in caches.poddisruptionbudgets.owned_by(record.uid)
+                if b.namespace == here and _own_worker(b)
+            ),
             None,
         ),
         several_nodes=sum(usable(n, settings=settings) for n in caches.nodes) > 1,
         gateway_answers=world.gateway_answers,
         shown=world.shown_of(record.uid),
         fleet_revision=current.revision,
+        own=tuple(
+            (plural, child)
+            for plural in _WORKER_KINDS
+            for child in caches.by_plural()[plural].owned_by(record.uid)
+            if child.namespace == here and _own_worker(child)
+        ),
+        routed=world.routed(here, model_name(record)),
+        charges=charges(world, record),
+        engine=_engine(workers, world),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Home:
+    """A worker that serves an intent, or is to."""
+
+    deployment: DeploymentRecord | None
+    pods: tuple[PodRecord, ...]
+
+
+def _own_worker(record: Record) -> bool:
+    """Whether an object of an intent is part of a worker of its own."""
+    return record.labels.get(COMPONENT_LABEL) == "worker" and GROUP_LABEL not in record.labels
+
+
+def _homes(record: IntentRecord, plan: IntentPlan | None, world: World) -> tuple[_Home, ...]:
+    """Return the intent's workers: the one that its plan wants first, then those it leaves.
+
+    Without a plan the one that requests go to comes first.
+    """
+    caches, here = world.caches, record.namespace
+    wanted = plan.group.id if plan is not None and plan.group is not None else ""
+    found: dict[str, _Home] = {}
+    own = [d for d in caches.deployments.owned_by(record.uid) if d.namespace == here]
+    for deployment in own:
+        group = deployment.labels.get(GROUP_LABEL, "")
+        pods = tuple(
+            p
+            for p in caches.pods.owned_by(group or record.uid)
+            if p.namespace == here
+            and p.labels.get(COMPONENT_LABEL) == "worker"
+            and p.labels.get(GROUP_LABEL, "") == group
+        )
+        found[group] = _Home(deployment=deployment, pods=pods)
+    if plan is None or plan.option is None:
+        routed = world.routed(here, model_name(record))
+        wanted = next(
+            (g for g, h in sorted(found.items()) if h.deployment and h.deployment.name == routed),
+            min(found, default=""),
+        )
+    first = found.pop(wanted, _Home(deployment=None, pods=()))
+    return (first, *(found[group] for group in sorted(found)))
+
+
+def _engine(pods: Sequence[PodRecord], world: World) -> EngineView | None:
+    """Return what the oldest worker that answers says, as statuses show it."""
+    for pod in sorted(pods, key=lambda p: (p.created, p.uid)):
+        view = world.engines.get(pod.uid)
+        if view is not None:
+            return view
+    return None
 
 
 def unplaced(

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
     from trimtab.observe.inspections import ModelFacts
     from trimtab.observe.intents import ObservedIntent
-    from trimtab.planning.plan import Alternative, Confidence, Latency, Option
+    from trimtab.observe.workers import EngineView
+    from trimtab.planning.plan import Alternative, Confidence, IntentPlan, Latency, Option
     from trimtab.planning.snapshot import Config
 
 _PRECISIONS = frozenset({"fp32", "fp16", "bf16", "fp8", "int8", "int4"})
@@ -28,7 +29,7 @@ def build(observed: ObservedIntent, *, endpoint: str, plan_digest: str) -> dict[
     status: dict[str, Any] = {
         "observedGeneration": observed.record.generation,
         "endpoint": endpoint,
-        "readyReplicas": sum(pod.ready for pod in observed.pods),
+        "readyReplicas": sum(pod.ready for pod in observed.pods or observed.former_pods),
     }
     facts = observed.inspection.facts if observed.inspection else None
     if observed.intent is not None:
@@ -76,11 +77,36 @@ def _plan(observed: ObservedIntent, option: Option, *, plan_digest: str) -> dict
     if plan_digest:
         status["digest"] = plan_digest
     status["load"] = _load(observed)
-    status["remap"] = {
-        "verdict": "DoNotRemap",
-        "reasons": ["This engine recomputes under pressure; it has no weights to lend yet."],
+    if plan.group is not None:
+        status["group"] = plan.group.id
+    return status | shared_worker(plan, observed.engine)
+
+
+def shared_worker(plan: IntentPlan, engine: EngineView | None) -> dict[str, Any]:
+    """Return what is lent and why, and the models of a group: the engine's own word where it gave it."""
+    remap: dict[str, Any] = {
+        "verdict": plan.remap_verdict,
+        "reasons": [reason[:1024] for reason in plan.remap_reasons[:16]],
     }
-    return status
+    if engine is not None and engine.verdict:
+        # Why it shares with nobody is the planner's to say; the engine knows its own models only.
+        apart = [reason for reason in plan.remap_reasons if plan.group is None]
+        reasons = [reason[:1024] for reason in (*apart, *engine.reasons)]
+        remap = {"verdict": engine.verdict, "reasons": list(dict.fromkeys(reasons))[:16]}
+        if engine.lend_units:
+            remap["lendUnits"] = [
+                {"model": name, "units": count} for name, count in engine.lend_units[:16]
+            ]
+        if engine.switch_milliseconds is not None:
+            remap["switchMilliseconds"] = decimals(engine.switch_milliseconds)
+        remap["source"] = "Engine"
+    shown: dict[str, Any] = {"remap": remap}
+    if plan.group is not None and engine is not None:
+        shown["members"] = [
+            {"model": name, "state": state} | ({"reason": why} if why else {})
+            for name, state, why in sorted(engine.models)[:16]
+        ]
+    return shown
 
 
 def _load(observed: ObservedIntent) -> dict[str, Any]:

@@ -147,6 +147,10 @@ def placed(observed: ObservedIntent, *, wants_rollout: bool, plan_digest: str) -
     kind = ConditionType.PLACED
     deployment = observed.deployment
     if deployment is None:
+        if observed.former_pods:
+            serves: Truth = "True" if any(p.ready for p in observed.former_pods) else "False"
+            message = "It moves to another worker; the one it has serves until then."
+            return condition(observed, kind, serves, Reason.ROLLING, message)
         if wants_rollout:
             return condition(
                 observed, kind, "False", Reason.ROLLING, "The worker's objects are being created."
@@ -175,7 +179,8 @@ def _rolled(observed: ObservedIntent, *, plan_digest: str) -> Condition:
     present = sum(not pod.deleting for pod in observed.pods)
     rolling = deployment.updated_replicas < deployment.replicas or present > deployment.replicas
     # Old replicas serve until new ones do, so a roll that waits takes nothing away.
-    serves: Truth = "True" if deployment.available_replicas else "False"
+    former = any(pod.ready for pod in observed.former_pods)
+    serves: Truth = "True" if deployment.available_replicas or former else "False"
     stuck = _stuck(observed, deployment)
     if stuck is not None:
         message = f"Pod {stuck.name} cannot be scheduled: {stuck.unschedulable}{_room(deployment)}"
@@ -239,7 +244,8 @@ def _refusal_reason(text: str) -> Reason:
 def serving(observed: ObservedIntent, *, public_name: str) -> Condition:
     """Judge whether a worker has the model resident."""
     kind = ConditionType.SERVING
-    good = [p for p in observed.pods if p.ready and _resident(observed, p, public_name)]
+    pods = (*observed.pods, *observed.former_pods)
+    good = [p for p in pods if p.ready and _resident(observed, p, public_name)]
     if good:
         message = f"{len(good)} worker(s) have {public_name} resident."
         return condition(observed, kind, "True", Reason.SERVING, message)

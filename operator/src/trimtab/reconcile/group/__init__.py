@@ -1,0 +1,1 @@
+"""Sharing groups: one worker for several intents, its model set changed while it serves."""

@@ -1,0 +1,351 @@
+"""One step of a sharing group: from what was observed to its worker's objects; pure.
+
+Who writes, when, and why nobody is lost: docs/design/20261123-sharing-groups.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from trimtab.api.v1alpha1.inferenceintent_spec import ModelSource
+from trimtab.api.v1alpha1.names import PLAN_DIGEST_ANNOTATION
+from trimtab.kube import names as object_names
+from trimtab.kube.resources import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    NETWORK_POLICY,
+    SERVICE,
+)
+from trimtab.observe.digests import digest
+from trimtab.reconcile.group.rollout import GroupRollout, Joined, Present, next_rollout
+from trimtab.reconcile.inferenceintent.children import (
+    MODELS_KEY,
+    Built,
+    Home,
+    Worker,
+    assemble,
+    pod_template,
+)
+from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
+from trimtab.reconcile.inferenceintent.sources import (
+    identity,
+    mount_shared,
+    shared_path,
+    shared_volume,
+)
+from trimtab.reconcile.labels import Owner, group_labels, group_selector
+from trimtab.reconcile.plan import Deletion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trimtab.kube.resources import Manifest, Resource
+    from trimtab.observe.groups import ObservedGroup, ObservedMember
+    from trimtab.observe.records import ConfigMapRecord, Record
+    from trimtab.planning.plan import GroupPlan
+    from trimtab.settings import Settings
+
+REFUSALS: Final = frozenset({"SlabMismatch", "OutOfMemory"})
+"""Reasons with which a worker refuses a model that a worker made for it would take."""
+
+_KINDS: Final[Mapping[str, Resource]] = {
+    r.kind: r for r in (SERVICE, NETWORK_POLICY, DISRUPTION_BUDGET)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStep:
+    """What one step of a group wants; `built` is None where its pods stay as they are."""
+
+    desired: tuple[Manifest, ...] = ()
+    deletions: tuple[Deletion, ...] = ()
+    built: Built | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """One member that is in the set, with its entry."""
+
+    member: ObservedMember
+    entry: dict[str, Any]
+    volume: str
+    """Canonical JSON; empty for one that only stays."""
+    joined: Joined
+
+
+def decide_group(group: ObservedGroup, *, settings: Settings) -> GroupStep:
+    """Return the step of a group; equal observations give equal steps."""
+    live = live_set(group)
+    before = rollout_of(group)
+    served = [s for m in group.members if (s := _serve(m, live, before, settings)) is not None]
+    if not served:
+        return _ended(group)
+    if group.plan is None or not any(s.volume for s in served):
+        # Only those are left who are about to leave: the pods stay as they are, the set shrinks.
+        return _shrunk(group, live, served)
+    return _placed(group, group.plan, live, before, served, settings=settings)
+
+
+def live_set(group: ObservedGroup) -> Mapping[str, Any]:
+    """Return the model set that the present template names; empty where there is none."""
+    record = _set_in_force(group)
+    return parse_set(record) if record is not None else {}
+
+
+def parse_set(record: ConfigMapRecord) -> dict[str, Any]:
+    """Return a model set's document; empty where it cannot be read."""
+    try:
+        document = json.loads(record.data.get(MODELS_KEY, ""))
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def rollout_of(group: ObservedGroup) -> GroupRollout | None:
+    """Return the roll-out in force."""
+    if group.deployment is None:
+        return None
+    return GroupRollout.from_json(group.deployment.annotations.get(ANNOTATION, ""))
+
+
+def _set_in_force(group: ObservedGroup) -> ConfigMapRecord | None:
+    if group.deployment is None:
+        return None
+    name = object_names.model_set(group.deployment.name, group.deployment.plan_digest)
+    return next((record for record in group.model_sets if record.name == name), None)
+
+
+def _serve(
+    member: ObservedMember,
+    live: Mapping[str, Any],
+    before: GroupRollout | None,
+    settings: Settings,
+) -> _Served | None:
+    """Return a member's entry: a fresh one where its plan names the group, else the one it has."""
+    intent, plan = member.intent, member.plan
+    if intent is None:
+        return None
+    old = next((e for e in _entries(live) if e.get("name") == intent.public_name), None)
+    joined = before.members.get(member.uid) if before else None
+    if member.joins and plan is not None and plan.option is not None and not member.paused:
+        precision = plan.option.config.precision
+        volume = shared_volume(intent.spec.model.source, settings=settings)
+        return _Served(
+            member=member,
+            entry={
+                "name": intent.public_name,
+                "path": shared_path(intent.spec.model.source, settings=settings),
+                "dtype": precision,
+                "chat_template": None,
+            },
+            volume=_canonical(identity(volume)),
+            joined=Joined(name=member.name, precision=precision, generation=plan.generation),
+        )
+    if old is None or joined is None or member.moved:
+        return None
+    return _Served(member=member, entry=dict(old), volume="", joined=joined)
+
+
+def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    models = document.get("models")
+    found = models if isinstance(models, list) else []
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def _canonical(value: Any) -> str:  # any: JSON
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _text(entry: Mapping[str, Any]) -> str:
+    return _canonical({key: entry.get(key) for key in ("name", "path", "dtype", "chat_template")})
+
+
+def _placed(
+    group: ObservedGroup,
+    plan: GroupPlan,
+    live: Mapping[str, Any],
+    before: GroupRollout | None,
+    served: Sequence[_Served],
+    *,
+    settings: Settings,
+) -> GroupStep:
+    present = Present(
+        entries=tuple(_text(s.entry) for s in served),
+        names=tuple(str(s.entry["name"]) for s in served),
+        volumes=_volumes(served, before),
+        members={s.member.uid: s.joined for s in served},
+    )
+    rollout = next_rollout(
+        plan,
+        present,
+        before=before,
+        live={str(e.get("name")): _text(e) for e in _entries(live)},
+        nodes=_nodes(group, served),
+        refused=_refused(group),
+        frozen=any(s.member.paused for s in served),
+    )
+    worker = Worker(
+        home=_home(group, served),
+        threads=rollout.threads,
+        memory_bytes=rollout.memory_bytes,
+        drain_seconds=rollout.drain_seconds,
+        nodes=rollout.nodes,
+        mounted=mount_shared(
+            [ModelSource.model_validate(json.loads(v)) for v in rollout.volumes],
+            settings=settings,
+        ),
+        replicas=_replicas(group),
+        several=group.deployment is not None and group.deployment.replicas > 1,
+        rollout=rollout.to_json(),
+        settings=settings,
+    )
+    fixed = _fixed_part(rollout)
+    template = pod_template(worker)
+    plan_digest = digest([template, fixed, list(rollout.shaped_for)])
+    content = fixed | {
+        "limits": {"min_resident_units": 2, "active_cap": 0.0},
+        "advice": {"verdict": plan.advice.verdict},
+        "models": [s.entry for s in served],
+    }
+    rolls = group.deployment is None or group.deployment.plan_digest != plan_digest
+    built = assemble(
+        worker,
+        template,
+        plan_digest=plan_digest,
+        model_set=_revised(group, content, name=_set_name(group, plan_digest)),
+        set_last=not rolls,
+    )
+    return GroupStep(desired=built.manifests, deletions=_outdated(group, built), built=built)
+
+
+def _volumes(served: Sequence[_Served], before: GroupRollout | None) -> tuple[str, ...]:
+    """Return what must be mounted; who only stays may lie on any of what is mounted now."""
+    kept = before.volumes if before and not all(s.volume for s in served) else ()
+    return tuple(dict.fromkeys((*kept, *(s.volume for s in served if s.volume))))
+
+
+def _fixed_part(rollout: GroupRollout) -> dict[str, Any]:
+    """Return what of a model set a running worker cannot change."""
+    return {
+        "v": 1,
+        "device": "cpu",
+        "threads": rollout.threads,
+        "memory_bytes": rollout.arena_bytes,
+        "max_model_len": rollout.max_model_len,
+        "max_batch_tokens": rollout.max_batch_tokens,
+        "max_seqs": rollout.max_seqs,
+        "pressure": "recompute",
+    }
+
+
+def _revised(group: ObservedGroup, content: dict[str, Any], *, name: str) -> dict[str, Any]:
+    """Return a set with its revision: the one it has, or the next one of the group."""
+    documents = {record.name: parse_set(record) for record in group.model_sets}
+    own = documents.get(name, {})
+    revisions = [r for d in documents.values() if type(r := d.get("revision")) is int]
+    if {**own, "revision": None} == {**content, "revision": None} and own:
+        return content | {"revision": own["revision"]}
+    return content | {"revision": max(revisions, default=0) + 1}
+
+
+def _set_name(group: ObservedGroup, plan_digest: str) -> str:
+    return object_names.model_set(object_names.group_worker(group.id), plan_digest)
+
+
+def _nodes(group: ObservedGroup, served: Sequence[_Served]) -> tuple[str, ...]:
+    plans = [s.member.plan for s in served if s.volume and s.member.plan]
+    return tuple(sorted(n for n, _ in plans[0].nodes)) if group.several_nodes and plans else ()
+
+
+def _refused(group: ObservedGroup) -> tuple[str, ...]:
+    """Return the models that a present pod could not take in."""
+    current = group.deployment.plan_digest if group.deployment else ""
+    pods = [p for p in group.pods if p.annotations.get(PLAN_DIGEST_ANNOTATION) == current]
+    states = [group.workers[p.uid] for p in pods if p.uid in group.workers]
+    return tuple(
+        model.name
+        for state in states
+        for model in state.models
+        if model.state == "Failed" and model.error and model.error[0] in REFUSALS
+    )
+
+
+def _replicas(group: ObservedGroup) -> int | None:
+    """Leave replicas to whoever else set them, until a member's annotation takes them back."""
+    foreign = group.deployment is not None and bool(group.deployment.foreign_replicas_manager)
+    return None if foreign and not any(m.takes_replicas for m in group.members) else 1
+
+
+def _home(group: ObservedGroup, served: Sequence[_Served]) -> Home:
+    owners = sorted((s.member for s in served), key=lambda m: m.uid)
+    return Home(
+        namespace=group.namespace,
+        name=object_names.group_worker(group.id),
+        labels=group_labels(group.id),
+        selector=group_selector(group.id),
+        owners=tuple(Owner(namespace=m.namespace, name=m.name, uid=m.uid).share() for m in owners),
+    )
+
+
+def _shrunk(group: ObservedGroup, live: Mapping[str, Any], served: Sequence[_Served]) -> GroupStep:
+    record = _set_in_force(group)
+    if record is None:
+        return GroupStep()
+    content = {**live, "models": [s.entry for s in served]}
+    home = _home(group, served)
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": home.metadata(record.name),
+        "data": {
+            MODELS_KEY: json.dumps(_revised(group, content, name=record.name), sort_keys=True)
+        },
+    }
+    return GroupStep(desired=(manifest,))
+
+
+def _ended(group: ObservedGroup) -> GroupStep:
+    """Return the removal of a worker that serves nobody any more.
+
+    Whoever is not known to be served elsewhere keeps it: a plan that is being made anew, or that
+    has no option, never removes what serves.
+    """
+    if group.plan is not None or not all(member.moved for member in group.members):
+        return GroupStep()
+    gone = [_deletion(CONFIG_MAP, record) for record in group.model_sets]
+    gone += [_deletion(_KINDS[kind], record) for kind, record in sorted(group.others.items())]
+    if group.deployment is not None:
+        gone.insert(0, _deletion(DEPLOYMENT, group.deployment))
+    return GroupStep(deletions=tuple(gone))
+
+
+def _outdated(group: ObservedGroup, built: Built) -> tuple[Deletion, ...]:
+    """Return sets that no pod reads any more, and a disruption budget that nothing needs."""
+    used = {built.model_set_name}
+    digests = {pod.annotations.get(PLAN_DIGEST_ANNOTATION) for pod in group.pods}
+    deployment = group.deployment
+    if deployment is not None:
+        digests.add(deployment.plan_digest)
+    used |= {object_names.model_set(built.deployment_name, d) for d in digests if d}
+    rolling = deployment is not None and (
+        deployment.observed_generation < deployment.generation
+        or deployment.updated_replicas < deployment.replicas
+        or deployment.available_replicas < deployment.replicas
+    )
+    old = [
+        _deletion(CONFIG_MAP, record)
+        for record in group.model_sets
+        # While it rolls, an old pod that is evicted comes back as an old one and reads its set.
+        if record.name not in used and not rolling
+    ]
+    budget = group.others.get(DISRUPTION_BUDGET.kind)
+    if budget is not None and not any(m["kind"] == DISRUPTION_BUDGET.kind for m in built.manifests):
+        old.append(_deletion(DISRUPTION_BUDGET, budget))
+    return tuple(old)
+
+
+def _deletion(resource: Resource, record: Record) -> Deletion:
+    return Deletion(resource=resource, namespace=record.namespace, name=record.name, uid=record.uid)
