@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """A benchmark: `python -m module` with the options that are passed through."""
+    """A benchmark: `python -m module NAME` with the options that are passed through."""
 
     module: str
     doc: str
@@ -29,6 +29,11 @@ BENCHES: Final[Mapping[str, Bench]] = {
     "engine-throughput": Bench(
         module="trimtab_workers.engine.bench",
         doc="output tokens/s by batch size, beside transformers with the same dtype and threads",
+        extra="engine",
+    ),
+    "cpu-peer": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="output tokens/s beside vLLM's CPU build, in turns on the same cores",
         extra="engine",
     ),
 }
@@ -52,6 +57,6 @@ def bench(
             f"`pip install 'trimtab[{chosen.extra}]'`."
         )
     done = subprocess.run(  # noqa: S603 - our own module with the user's own options
-        [sys.executable, "-m", chosen.module, *context.args], check=False
+        [sys.executable, "-m", chosen.module, name, *context.args], check=False
     )
     raise typer.Exit(done.returncode)

@@ -83,6 +83,10 @@ class Tokenizer:
         self._byte_level = _is_byte_level(backend)
         self._bytes: dict[int, bytes] = {}
 
+    def save(self, file: Path) -> None:
+        """Write the tokenizer alone, without template, as a tokenizer.json."""
+        self._backend.save(str(file))
+
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end a request unless `ignore_eos`."""

@@ -1,4 +1,4 @@
-"""`python -m trimtab_workers.engine.bench engine-throughput`: output tokens per second, side by side.
+"""`trimtab bench engine-throughput`: output tokens per second, side by side.
 
 Three ways to answer the same prompts with the same weights, dtype and threads, greedy and without
 an early end: this engine (all requests at once), transformers one request after another, and
@@ -8,17 +8,21 @@ The prompts are random tokens of one length, so `generate` needs no padding: its
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import random
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab_workers.engine.bench import machine
+from trimtab_workers.engine.bench.options import (
+    emit,
+    parser,
+    positive,
+    positive_numbers,
+    progress,
+)
 from trimtab_workers.engine.capabilities import ENGINE_VERSION
 from trimtab_workers.engine.config import EngineConfig, ModelSpec
 from trimtab_workers.engine.engine import Engine
@@ -62,7 +66,7 @@ class Row:
         return asdict(self) | {"over_loop": self.over_loop, "over_batch": self.over_batch}
 
 
-class _EngineWay:
+class EngineWay:
     """This engine, stepped on the calling thread."""
 
     def __init__(self, model: Path, *, dtype: str, threads: int, context: int, seqs: int) -> None:
@@ -83,6 +87,7 @@ class _EngineWay:
             raise error
 
     def answer(self, prompts: Sequence[Sequence[int]], output: int) -> list[list[int]]:
+        """Return each prompt's output tokens, all prompts at once."""
         answers: list[list[int]] = [[] for _ in prompts]
         params = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=True)
         for index, prompt in enumerate(prompts):
@@ -168,7 +173,7 @@ def engine_throughput(
         CheckpointError: The model cannot be served.
     """
     progress(f"loading {model}")
-    ours = _EngineWay(
+    ours = EngineWay(
         model, dtype=dtype, threads=threads, context=prompt + output, seqs=max(batches)
     )
     theirs = _TransformersWay(ours.engine, model=model, dtype=dtype) if compare else None
@@ -211,9 +216,9 @@ def engine_throughput(
         "repeats": repeats,
         "engine_version": ENGINE_VERSION,
         "transformers_version": None if theirs is None else theirs.version,
-        "torch_version": _torch_version(),
-        "cpu": _cpu(),
-        "load_average": _load_average(),
+        "torch_version": machine.version("torch"),
+        "cpu": machine.cpu_model(),
+        "load_average": machine.load_average(),
         "agreement": agreement,
         "targets": {"over_loop": _TARGET_LOOP, "over_batch": _TARGET_BATCH, "at_batch": 8},
         "rows": [row.to_dict() for row in rows],
@@ -221,7 +226,7 @@ def engine_throughput(
 
 
 def _rounds(
-    ours: _EngineWay,
+    ours: EngineWay,
     theirs: _TransformersWay | None,
     prompts: Sequence[Sequence[int]],
     *,
@@ -275,25 +280,6 @@ def _agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:
     return same / total
 
 
-def _torch_version() -> str:
-    import torch  # noqa: PLC0415 - seconds
-
-    return str(torch.__version__)
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _load_average() -> float:
-    return float(Path("/proc/loadavg").read_text(encoding="ascii").split()[0])
-
-
 def markdown(result: dict[str, Any]) -> str:
     """Return a result as a table."""
     conditions = (
@@ -321,45 +307,32 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark from the command line; 0 on success, 2 on an unusable model."""
-    options = argparse.ArgumentParser(
-        prog="trimtab bench", description="Output tokens per second beside transformers."
-    )
-    # `trimtab bench` keeps the name for itself, `python -m` passes it on.
-    options.add_argument("name", nargs="?", choices=["engine-throughput"])
+    options = parser("engine-throughput", "Output tokens per second beside transformers.")
     options.add_argument("--model", type=Path, required=True, help="a GGUF file or a directory")
-    options.add_argument("--batch", default="1,8,32", help="batch sizes, comma-separated")
-    options.add_argument("--prompt", type=int, default=128, help="prompt tokens")
-    options.add_argument("--output", type=int, default=64, help="output tokens")
+    options.add_argument(
+        "--batch", type=positive_numbers, default=(1, 8, 32), help="such as 1,8,32"
+    )
+    options.add_argument("--prompt", type=positive, default=128, help="prompt tokens")
+    options.add_argument("--output", type=positive, default=64, help="output tokens")
     options.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--threads", type=positive, default=1)
+    options.add_argument("--repeats", type=positive, default=3)
     options.add_argument("--no-compare", action="store_true", help="the engine alone")
-    options.add_argument("-o", "--format", choices=["json", "markdown"], default="markdown")
     chosen = options.parse_args(argv)
-    try:
-        batches = [int(part) for part in chosen.batch.split(",")]
-        if min(batches) < 1:
-            raise ValueError(chosen.batch)  # noqa: TRY301 - one message for both
-    except ValueError:
-        options.error(f"--batch is {chosen.batch!r}; give positive numbers such as 1,8,32")
     try:
         result = engine_throughput(
             chosen.model,
-            batches=batches,
+            batches=chosen.batch,
             prompt=chosen.prompt,
             output=chosen.output,
             dtype=chosen.dtype,
             threads=chosen.threads,
             repeats=chosen.repeats,
             compare=not chosen.no_compare,
-            progress=lambda line: print(line, file=sys.stderr),  # noqa: T201 - a command
+            progress=progress,
         )
     except EngineError as error:
-        print(error.message, file=sys.stderr)  # noqa: T201 - a command
+        progress(error.message)
         return 2
-    print(json.dumps(result, indent=2) if chosen.format == "json" else markdown(result))  # noqa: T201 - a command
+    emit(result, kind=chosen.format, markdown=lambda: markdown(result))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
