@@ -202,12 +202,23 @@ async def test_context_error_has_both_numbers(worker):
     assert "64" in reply["error"]["message"]
 
 
-async def test_bad_json_is_400(worker):
-    """A body that is no JSON, or nested without end, is a 400."""
-    for raw in (b"{", b"[" * 100_000, b"\xff\xfe"):
-        async with worker.session.post(worker.url("/v1/completions"), data=raw) as reply:
-            assert reply.status == 400
-            assert (await reply.json())["error"]["code"] == "invalid_json"
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        (b"{", "application/json"),
+        (b"[" * 100_000, "application/json"),
+        (b"\xff\xfe", "application/json"),
+        (b"{}", "application/json; charset=nothing"),
+        (b"[1" + b"0" * 10_000 + b"]", "application/json"),
+    ],
+)
+async def test_bad_json_is_400(worker, raw, kind):
+    """A body that is no JSON, nested without end or of unknown letters is a 400."""
+    headers = {"Content-Type": kind}
+    url = worker.url("/v1/completions")
+    async with worker.session.post(url, data=raw, headers=headers) as reply:
+        assert reply.status == 400
+        assert (await reply.json())["error"]["code"] == "invalid_json"
 
 
 @pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 413)])

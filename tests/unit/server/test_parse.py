@@ -122,6 +122,7 @@ def test_refusals_name_the_field(fields, param, code):
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": [True]}, "prompt"),
         ({"prompt": ["a"] * 257}, "prompt"),
+        ({"prompt": ["a"] * 256, "n": 5}, "n"),
         ({"echo": True}, "echo"),
         ({"suffix": "!"}, "suffix"),
         ({"logprobs": True}, "logprobs"),

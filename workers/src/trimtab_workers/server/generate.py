@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import time
 import uuid
 from dataclasses import dataclass
@@ -250,8 +251,9 @@ async def json_body(request: web.Request) -> dict[str, Any]:
         ApiError: 400 if it is none.
     """
     try:
-        body = await request.json()
-    except (ValueError, RecursionError) as error:
+        text = await request.text()
+        body = await in_thread_if_long(lambda: json.loads(text), size=len(text))
+    except (ValueError, RecursionError, LookupError) as error:  # no JSON, too deep, no charset
         raise ApiError(
             400, f"The request body is not valid JSON: {error}.", code="invalid_json"
         ) from error

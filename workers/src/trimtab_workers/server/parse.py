@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_CHOICES: Final = 128
 MAX_PROMPTS: Final = 256
+MAX_CALL_CHOICES: Final = 1_024  # what a model's queue holds: more could never be let in
 COMPLETION_MAX_TOKENS: Final = 16
 _LONGEST_NUMBER: Final = 19
 _MAX_COMPLETION_LOGPROBS: Final = 20
@@ -122,10 +123,15 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionCall:
     prompts = _prompts(fields.get("prompt"))
     limit = fields.integer("max_tokens", COMPLETION_MAX_TOKENS, least=1)
     logprobs = fields.optional_integer("logprobs", least=0, most=_MAX_COMPLETION_LOGPROBS)
-    return CompletionCall(
-        sampling=_sampling(fields, model=model, max_tokens=limit, logprobs=logprobs),
-        prompts=prompts,
-    )
+    sampling = _sampling(fields, model=model, max_tokens=limit, logprobs=logprobs)
+    if sampling.n * len(prompts) > MAX_CALL_CHOICES:
+        raise invalid(
+            "n",
+            sampling.n,
+            f"With {len(prompts)} prompts that is {sampling.n * len(prompts)} choices; "
+            f"a call may have {MAX_CALL_CHOICES}.",
+        )
+    return CompletionCall(sampling=sampling, prompts=prompts)
 
 
 def _sampling(
