@@ -7,6 +7,7 @@ value and the remedy. A bad file raises and changes nothing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -157,12 +158,6 @@ def parse_config(document: object, *, model_root: Path, file: Path | None = None
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"The model set names {twice[0]!r} twice. Give every model its own name.")
-    device = top.get("device", "cpu")
-    if device != "cpu":
-        raise ConfigError(
-            f"The model set's field device is {device!r}, but this engine runs on 'cpu' only. "
-            "Set device to 'cpu'."
-        )
     batch_tokens = _integer(top, "max_batch_tokens", 512, minimum=BLOCK_TOKENS)
     sequences = _integer(top, "max_seqs", min(256, batch_tokens), minimum=1)
     if sequences > batch_tokens:
@@ -175,6 +170,7 @@ def parse_config(document: object, *, model_root: Path, file: Path | None = None
     return EngineConfig(
         models=specs,
         revision=_integer(top, "revision", 0, minimum=0),
+        device=_device(top.get("device", "cpu")),
         threads=_integer(top, "threads", 1, minimum=1),
         memory_bytes=_optional_integer(top, "memory_bytes"),
         max_model_len=_optional_integer(top, "max_model_len"),
@@ -250,6 +246,15 @@ def _integer(fields: Mapping[str, object], name: str, default: int, *, minimum: 
 
 def _optional_integer(fields: Mapping[str, object], name: str) -> int | None:
     return None if fields.get(name) is None else _integer(fields, name, 0, minimum=1)
+
+
+def _device(value: object) -> str:
+    """Check the form alone: whether there is such a device is found when it is opened."""
+    if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:\d{1,3})?", value):
+        raise ConfigError(
+            f"The model set's field device is {value!r}. Give 'cpu', 'cuda' or 'cuda:N'."
+        )
+    return value
 
 
 def _pressure(value: object) -> Pressure:

@@ -12,6 +12,7 @@ from trimtab_workers.engine import boot
 from trimtab_workers.engine.capabilities import CAPABILITIES, ENGINE_VERSION
 from trimtab_workers.engine.clock import Clock, SystemClock
 from trimtab_workers.engine.config import BLOCK_TOKENS, EngineConfig, load_config
+from trimtab_workers.engine.device import open_device
 from trimtab_workers.engine.errors import (
     BatchFailedError,
     CheckpointError,
@@ -60,6 +61,11 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, *, clock: Clock | None = None) -> None:
+        if open_device(config.device) is not None:
+            raise ConfigError(
+                f"The model set's field device is {config.device!r}, but this release serves on "
+                "'cpu' alone: its CUDA path has never run on a GPU. Set device to 'cpu'."
+            )
         self.config = config
         self.clock: Clock = clock or SystemClock()
         self.metrics = EngineMetrics()

@@ -126,9 +126,9 @@ def pack_in_place(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Lin
         weight: Shape [out, in], contiguous bf16 or fp32; its memory is overwritten.
         bias: Shape [out], or None.
     """
-    tools = _tools()
-    if not weight.is_contiguous():
+    if weight.is_cuda or not weight.is_contiguous():
         return Linear(weight, bias)
+    tools = _tools()
     if tools is not None:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)  # noqa: SLF001 - its only name
         raw = _raw_layout(weight, packed, tools)
@@ -142,7 +142,7 @@ def _pack_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     out, inner = weight.shape
     pair = 4 // weight.itemsize
     block = next((block for block in _ROW_BLOCKS if out % block == 0), 0)
-    if not block or inner % 2 or weight.is_cuda or library.library() is None:
+    if not block or inner % 2 or library.library() is None:
         return Linear(weight, bias)
     raw = weight.view(out // block, block, inner // pair, pair).transpose(1, 2).contiguous()
     weight.view(-1).copy_(raw.view(-1))

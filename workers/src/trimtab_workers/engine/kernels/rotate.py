@@ -51,7 +51,9 @@ def _rotate_and_store(
             weights = norms + tl.where(head < heads, 0, head_dim)
             x = x * scale * tl.load(weights + d, mask=inside, other=0.0).to(tl.float32)
             y = y * scale * tl.load(weights + partner, mask=inside, other=0.0).to(tl.float32)
-        angle = table + tl.load(positions + row).to(tl.int64) * head_dim + d
+        # Padding rows have no position, and the table no row before its first.
+        position = tl.maximum(tl.load(positions + row).to(tl.int64), 0)
+        angle = table + position * head_dim + d
         cos = tl.load(angle, mask=inside, other=0.0).to(tl.float32)
         sin = tl.load(angle + sines, mask=inside, other=0.0).to(tl.float32)
         x = x * cos + y * sin
@@ -87,7 +89,7 @@ def rotate_and_store(
         view: One layer's cache, shape [blocks, 2, 16, kv_heads, head_dim] (engine.md §4).
         writes: Token row of each row's key in the view, slot·32 + offset in block, int64, shape
             [rows]; its value lies 16 token rows behind. Negative rows are not written.
-        positions: Position of each row, int64, shape [rows].
+        positions: Position of each row, int64, shape [rows]; negative in padding.
         table: Cosines and signed sines, shape [2, positions, 1, head_dim] (`rotation_table`).
         norms: Norm weights of queries and keys per head, shape [2, head_dim], or None.
         eps: Of the norms.
