@@ -19,6 +19,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -230,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m e2e.load", description=__doc__.split("\n")[0])
     parser.add_argument("--url", required=True, help="the endpoint, with its /v1")
     parser.add_argument("--model", required=True, action="append", help="several take turns")
-    parser.add_argument("--api-key", default="none")
+    parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", "none"))
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--warmup", type=float, default=0.0, help="seconds before counting")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import openai
 import pytest
 
 from e2e import stack as st
@@ -14,6 +19,7 @@ from e2e.scenarios.builders import TEAM, an_intent
 if TYPE_CHECKING:
     from e2e.scenarios.builders import Client
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
 
 
@@ -24,6 +30,39 @@ def test_the_answer_names_paris(stack: st.Stack, chat: dict[str, Any], token: st
     )
     assert "Paris" in answer.text
     assert answer.tokens > 1
+
+
+def test_unchanged_clients_work_through_the_gateway(
+    stack: st.Stack, chat: dict[str, Any], token: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The `openai` package and a load generator built on it find what they find at any endpoint."""
+    url = f"{stack.gateway}/v1"
+    talk = [{"role": "user", "content": "What is the capital of France?"}]
+    with openai.OpenAI(base_url=url, api_key=token, max_retries=0) as client:
+        assert f"{TEAM}/chat" in {model.id for model in client.models.list()}
+        ask = {"model": "chat", "messages": talk, "max_tokens": 6, "temperature": 0}
+        whole = client.chat.completions.create(**ask, n=2, logprobs=True, top_logprobs=2)
+        assert [len(choice.logprobs.content) for choice in whole.choices] == [6, 6]
+        plain = list(client.chat.completions.create(**ask, stream=True))
+        assert all(chunk.usage is None for chunk in plain)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in plain)
+        assert text == whole.choices[0].message.content
+        options = {"include_usage": True}
+        *_, last = client.chat.completions.create(**ask, stream=True, stream_options=options)
+        assert last.usage.completion_tokens == 6
+        with pytest.raises(openai.BadRequestError, match="context"):
+            client.chat.completions.create(**ask | {"max_tokens": 1_000_000})
+        with pytest.raises(openai.BadRequestError, match="tools is not supported"):
+            client.chat.completions.create(**ask, tools=[{"type": "function"}])
+    load = (sys.executable, "-m", "e2e.load", "--url", url, "--model", "chat", "-o", "json")
+    shape = ("--rate", "1", "--seconds", "6", "--prompt-tokens", "16", "--output-tokens", "8")
+    environment = os.environ | {"OPENAI_API_KEY": token}
+    done = subprocess.run(
+        [*load, *shape], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with capsys.disabled():
+        print(f"\nopen-loop load through the gateway: {done.stdout.strip()}")
 
 
 def test_kubectl_get_shows_what_a_person_asks_first(stack: st.Stack, chat: dict[str, Any]) -> None:

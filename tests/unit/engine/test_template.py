@@ -1,5 +1,7 @@
 """Chat templates are foreign code: what they cost is bounded, what they break is one request."""
 
+from pathlib import Path
+
 import pytest
 
 from trimtab_workers.engine.errors import InvalidRequestError, ModelCorruptError
@@ -67,6 +69,16 @@ def test_a_renderer_that_died_is_replaced():
     process.wait()
     assert template.render(TALK, add_generation_prompt=False).startswith("<s>user")
     assert template._process is not process
+
+
+def test_the_kernel_ends_the_renderer_before_the_engine():
+    """Where memory runs out the renderer is the first to go; its addresses are bounded."""
+    template = a_template(PLAIN)
+    template.render(TALK, add_generation_prompt=True)
+    process = Path(f"/proc/{template._process.pid}")
+    assert (process / "oom_score_adj").read_text() == "1000\n"
+    [limit] = [x for x in (process / "limits").read_text().splitlines() if "address space" in x]
+    assert limit.split()[3] == str(256 << 20)
 
 
 def test_a_template_that_is_gone_leaves_no_process():

@@ -8,12 +8,14 @@ the first one that comes is the template, each other one a conversation.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import resource
 import signal
 import struct
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 CPU_SECONDS: Final = 2.0
-ADDRESS_SPACE_BYTES: Final = 512 << 20
+ADDRESS_SPACE_BYTES: Final = 256 << 20
 MAX_RENDERED_CHARACTERS: Final = 4 << 20
 LENGTH: Final = struct.Struct("<I")
 
@@ -106,8 +108,15 @@ def _serve(inbox: BinaryIO, outbox: BinaryIO) -> None:
         send(outbox, reply)
 
 
-if __name__ == "__main__":
+def _confine() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the parent decides when to end
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        # Where a pod's memory runs out the kernel shall end this process and not the engine.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+if __name__ == "__main__":
+    _confine()
     _serve(sys.stdin.buffer, sys.stdout.buffer)
