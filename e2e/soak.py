@@ -153,6 +153,7 @@ class Soak:
     deadline: float = 0.0
     expected: dict[tuple[str, int], tuple[int, ...]] = dataclasses.field(default_factory=dict)
     sent: int = 0
+    let_in: int = 0
 
     async def learn(self) -> None:
         """Ask everything once, alone, of every model."""
@@ -172,6 +173,7 @@ class Soak:
                 params=ask.params,
             )
         )
+        self.let_in += 1
         tokens: list[int] = []
         try:
             async for output in stream:
@@ -346,8 +348,8 @@ def judge(report: Report, run: Soak) -> None:
     )
     if waiting:
         report.problems.append(f"{waiting:.0f} requests are still shown as running or waiting")
-    if ended > run.sent:
-        report.problems.append(f"{run.sent} requests were sent, but {ended:.0f} ended")
+    if ended != run.let_in:
+        report.problems.append(f"{run.let_in} requests were let in, but {ended:.0f} ended")
     grown = report.rss_end_bytes - report.rss_start_bytes
     if grown > RSS_BOUND_BYTES:
         report.problems.append(

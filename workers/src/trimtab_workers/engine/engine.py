@@ -361,6 +361,7 @@ class Engine:
 
         sequence.sink = deliver
         if scheduler is None:
+            tenant.metrics.finished(sequence, reason="error", now=self.clock.now())
             deliver(_unavailable(sequence, tenant))
             return
         scheduler.add(sequence)
