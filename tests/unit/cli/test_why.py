@@ -53,6 +53,45 @@ def test_conditions_are_shown_with_meaning_and_remedy() -> None:
     assert "p95 TPOT is 63 ms, the target 50 ms. Raise the target." in text
 
 
+def test_the_group_and_the_engines_advice_are_told() -> None:
+    """Who shares the worker and in which state, what idle models lend, and why not more."""
+    body = a_served_intent()
+    body["status"]["plan"] |= {
+        "group": "team-a-12345678",
+        "members": [
+            {"model": "team-a/chat", "state": "Resident"},
+            {"model": "team-a/tiny", "state": "Failed", "reason": "ModelCorrupt"},
+        ],
+        "remap": {
+            "verdict": "IdleOnly",
+            "reasons": ["LinkTooSlow: a layer takes 9 ms."],
+            "lendUnits": [{"model": "team-a/tiny", "units": 28}],
+            "switchMilliseconds": "49.5",
+            "source": "Engine",
+        },
+    }
+    text = rendered(body)
+    for expected in (
+        "Group team-a-12345678: team-a/chat Resident, team-a/tiny Failed (ModelCorrupt)",
+        (
+            "Remapping: IdleOnly (the engine's last advice); idle models give team-a/tiny 28 units; "
+            "reading one again takes 49.5 ms"
+        ),
+        "LinkTooSlow: a layer takes 9 ms.",
+    ):
+        assert expected in text, expected
+
+
+def test_a_worker_of_its_own_says_why_it_shares_with_nobody() -> None:
+    """Without a group the planner's verdict and reason are shown, and no members."""
+    body = a_served_intent()
+    body["status"]["plan"]["remap"] = {"verdict": "DoNotRemap", "reasons": ["TooBusy: 90 %."]}
+    lines = why_view.sharing_lines(body)
+    assert lines == ["Remapping: DoNotRemap (as planned)", "  TooBusy: 90 %."]
+    body["status"]["plan"] |= {"group": "team-a-12345678"}
+    assert why_view.sharing_lines(body)[0].endswith("its worker has not answered yet")
+
+
 def test_predicted_stands_beside_observed() -> None:
     """What was observed is shown beside what was predicted."""
     rows = why_view.predicted_and_observed(a_served_intent())

@@ -80,6 +80,8 @@ def show(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
         if load:
             out.print(f"Load planned for: {escape(load)}")
         show_options(body, out=out)
+        for line in why_view.sharing_lines(body):
+            out.print(escape(line))
         _show_observed(body, out=out)
     elif why_view.as_json(body).keys() & {"sizes", "outliers", "bins", "violations"}:
         _show_figures(body, out=out)
@@ -133,7 +135,6 @@ def _show_sentences(plan: dict[str, Any], *, out: Console) -> None:  # any: JSON
 
     for title, sentences in (
         ("Confidence", (plan.get("confidence") or {}).get("reasons") or ()),
-        ("Remapping", (plan.get("remap") or {}).get("reasons") or ()),
         ("Note", plan.get("notes") or ()),
     ):
         for sentence in sentences:

@@ -115,6 +115,35 @@ def load_line(body: JSON) -> str:
     return f"{load.get('source', '')}: {', '.join(word for word in words if word)}"
 
 
+def sharing_lines(body: JSON) -> list[str]:
+    """Return who shares the worker, with states, and what the engine or the planner says of lending."""
+    plan = _status(body).get("plan") or {}
+    lines = []
+    group = plan.get("group")
+    if group:
+        lines.append(f"Group {group}: {_members(plan) or 'its worker has not answered yet'}")
+    remap = plan.get("remap") or {}
+    if remap:
+        said = "the engine's last advice" if remap.get("source") == "Engine" else "as planned"
+        words = [f"Remapping: {remap.get('verdict', '')} ({said})"]
+        units = [f"{lent['model']} {lent['units']} units" for lent in remap.get("lendUnits") or ()]
+        if units:
+            words.append(f"idle models give {', '.join(units)}")
+        if "switchMilliseconds" in remap:
+            words.append(f"reading one again takes {remap['switchMilliseconds']} ms")
+        lines.append("; ".join(words))
+        lines += [f"  {reason}" for reason in remap.get("reasons") or ()]
+    return lines
+
+
+def _members(plan: JSON) -> str:
+    found = []
+    for member in plan.get("members") or ():
+        why = f" ({member['reason']})" if member.get("reason") else ""
+        found.append(f"{member['model']} {member['state']}{why}")
+    return ", ".join(found)
+
+
 def predicted_and_observed(body: JSON) -> list[tuple[str, str, str]]:
     """Return name, predicted and observed of what has been observed."""
     status = _status(body)
