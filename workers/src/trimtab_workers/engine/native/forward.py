@@ -27,7 +27,7 @@ from trimtab_workers.engine.sampling import NanLogitsError
 if TYPE_CHECKING:
     from trimtab_workers.engine.kv import KvLayout
     from trimtab_workers.engine.linear import Linear
-    from trimtab_workers.engine.models.llama import LlamaModel
+    from trimtab_workers.engine.models.llama import Layer, LlamaModel
     from trimtab_workers.engine.scheduler import StepPlan
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ class NativeForward:
         # The kernels hold addresses only; these keep what is behind them alive.
         self._alive: list[torch.Tensor] = [arena]
         self._layers = (LayerTable * shape.layers)()
+        self._bound: list[Layer | None] = [None] * shape.layers
+        self._behind: list[list[torch.Tensor]] = [[] for _ in range(shape.layers)]
         rotation = rotation_table(shape, positions=positions, dtype="fp32")
         self._model = Model(
             layers=shape.layers,
@@ -76,18 +78,18 @@ class NativeForward:
             kv_rows=arena.nbytes // layout.block_bytes,
             kv_layer_rows=layout.blocks_per_slab,
             kv=arena.data_ptr(),
-            cosine=self._keep(rotation[0]),
-            sine=self._keep(rotation[1]),
-            norm=self._keep(model.norm.float()),
-            embedding=self._matrix(model.embedding),
+            cosine=_address(rotation[0], self._alive),
+            sine=_address(rotation[1], self._alive),
+            norm=_address(model.norm.float(), self._alive),
+            embedding=_matrix(model.embedding, self._alive),
             layer=self._layers,
         )
-        head = self._matrix(model.head)
+        head = _matrix(model.head, self._alive)
         self.has_head = head.block > 0
         if self.has_head:
             self._model.head = head
         for index in range(shape.layers):
-            self._fill(index)
+            self._bind(index)
 
     @classmethod
     def open(
@@ -112,42 +114,23 @@ class NativeForward:
             return None
         return made
 
-    def _keep(self, tensor: torch.Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        tensor = tensor.contiguous()
-        self._alive.append(tensor)
-        return tensor.data_ptr()
-
-    def _matrix(self, linear: Linear) -> Matrix:
-        memory, block = linear.memory
-        self._alive.append(memory)
-        if block:
-            out, inner = memory.shape[0] * block, memory.shape[1] * memory.shape[3]
-        else:
-            out, inner = memory.shape
-        bias = None if linear.bias is None else self._keep(linear.bias.float())
-        return Matrix(
-            data=memory.data_ptr(),
-            bias=bias,
-            out=out,
-            inner=inner,
-            block=block,
-            kind=_KINDS.get(memory.dtype, _UNKNOWN),
-        )
-
-    def _fill(self, index: int) -> None:
+    def _bind(self, index: int) -> None:
+        """Point the table at a layer's weights, which may have moved since the last step."""
         layer = self._source.layers[index]
+        if self._bound[index] is layer:
+            return
+        behind: list[torch.Tensor] = []
         self._layers[index] = LayerTable(
-            qkv=self._matrix(layer.qkv),
-            out=self._matrix(layer.out),
-            gate_up=self._matrix(layer.gate_up),
-            down=self._matrix(layer.down),
-            attention_norm=self._keep(layer.attention_norm.float()),
-            mlp_norm=self._keep(layer.mlp_norm.float()),
-            q_norm=self._keep(None if layer.q_norm is None else layer.q_norm.float()),
-            k_norm=self._keep(None if layer.k_norm is None else layer.k_norm.float()),
+            qkv=_matrix(layer.qkv, behind),
+            out=_matrix(layer.out, behind),
+            gate_up=_matrix(layer.gate_up, behind),
+            down=_matrix(layer.down, behind),
+            attention_norm=_address(layer.attention_norm.float(), behind),
+            mlp_norm=_address(layer.mlp_norm.float(), behind),
+            q_norm=None if layer.q_norm is None else _address(layer.q_norm.float(), behind),
+            k_norm=None if layer.k_norm is None else _address(layer.k_norm.float(), behind),
         )
+        self._bound[index], self._behind[index] = layer, behind
 
     def greedy(self, plan: StepPlan, ends: list[int], *, layers: int | None) -> list[int]:
         """Run a plan and return the most likely next token after each row of `ends`.
@@ -215,6 +198,8 @@ class NativeForward:
             logits=None if logits is None else logits.data_ptr(),
             best=None if best is None else best.buffer_info()[0],
         )
+        for index in range(step.last):
+            self._bind(index)
         status = self._kernels.tt_step(self._pool, ctypes.byref(self._model), ctypes.byref(step))
         if status == NAN_LOGITS:
             raise NanLogitsError("the model's logits are NaN")
@@ -224,3 +209,26 @@ class NativeForward:
                 "report it with your model set."
             )
         return scratch, len(tokens)
+
+
+def _address(tensor: torch.Tensor, alive: list[torch.Tensor]) -> int:
+    tensor = tensor.contiguous()
+    alive.append(tensor)
+    return tensor.data_ptr()
+
+
+def _matrix(linear: Linear, alive: list[torch.Tensor]) -> Matrix:
+    memory, block = linear.memory
+    alive.append(memory)
+    if block:
+        out, inner = memory.shape[0] * block, memory.shape[1] * memory.shape[3]
+    else:
+        out, inner = memory.shape
+    return Matrix(
+        data=memory.data_ptr(),
+        bias=None if linear.bias is None else _address(linear.bias.float(), alive),
+        out=out,
+        inner=inner,
+        block=block,
+        kind=_KINDS.get(memory.dtype, _UNKNOWN),
+    )
