@@ -36,6 +36,11 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="output tokens/s beside vLLM's CPU build, in turns on the same cores",
         extra="engine",
     ),
+    "cpu-idle": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="bursts on one of three models: recompute, swap, lending idle weights, or static vLLM",
+        extra="engine",
+    ),
 }
 
 

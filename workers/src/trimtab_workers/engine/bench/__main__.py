@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 MODULES: Final[Mapping[str, str]] = {
     "engine-throughput": "throughput",
     "cpu-peer": "cpu_peer",
+    "cpu-idle": "cpu_idle",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import time
 import traceback
@@ -26,17 +27,16 @@ class Peer:
         """Load a model; `extra` are further arguments of `LLM`."""
         import vllm  # noqa: PLC0415 - half a minute
 
-        self._llm = vllm.LLM(
-            model=model,
-            dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
-            skip_tokenizer_init=True,
-            max_model_len=context,
-            max_num_seqs=seqs,
-            enable_prefix_caching=False,
-            disable_log_stats=True,
-            seed=0,
-            **extra,
-        )
+        settings = {
+            "dtype": {"bf16": "bfloat16", "fp32": "float32"}[dtype],
+            "skip_tokenizer_init": True,
+            "max_model_len": context,
+            "max_num_seqs": seqs,
+            "enable_prefix_caching": False,
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+        self._llm = vllm.LLM(model=model, **(settings | extra))
         config = self._llm.llm_engine.model_config
         return {"vocab": config.get_vocab_size(), "version": vllm.__version__}
 
@@ -52,6 +52,61 @@ class Peer:
         done = self._llm.generate(given, params, use_tqdm=False)
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "answers": [list(one.outputs[0].token_ids) for one in done]}
+
+    def replay(self, *, arrivals: list[dict[str, Any]], start_seconds: float) -> dict[str, Any]:
+        """Replay arrivals from a moment of the machine's monotonic clock on (see `replay`)."""
+        engine = self._llm.llm_engine
+        vocab = engine.model_config.get_vocab_size()
+        before = self._preemptions()
+        answers: list[dict[str, Any]] = []
+        while len(answers) < len(arrivals) or engine.has_unfinished_requests():
+            while len(answers) < len(arrivals):
+                due = arrivals[len(answers)]
+                if start_seconds + due["seconds"] > time.perf_counter():
+                    break
+                _submit(engine, due, vocab, name=str(len(answers)))
+                answers.append(
+                    {
+                        "model": due["model"],
+                        "arrival_seconds": due["seconds"],
+                        "token_seconds": [],
+                        "tokens": [],
+                    }
+                )
+            if engine.has_unfinished_requests():
+                for output in engine.step():
+                    answer = answers[int(output.request_id)]
+                    new = list(output.outputs[0].token_ids)
+                    answer["tokens"] += new
+                    answer["token_seconds"] += [time.perf_counter() - start_seconds] * len(new)
+            elif len(answers) < len(arrivals):
+                pause = start_seconds + arrivals[len(answers)]["seconds"] - time.perf_counter()
+                time.sleep(max(0.0, pause))
+        counted = {"vllm:num_preemptions": self._preemptions() - before}
+        return {"answers": answers, "counted": counted}
+
+    def _preemptions(self) -> float:
+        return sum(
+            float(metric.value)
+            for metric in self._llm.get_metrics()
+            if metric.name == "vllm:num_preemptions"
+        )
+
+
+def _submit(engine: Any, due: dict[str, Any], vocab: int, *, name: str) -> None:
+    from vllm import SamplingParams  # noqa: PLC0415 - loaded by now
+    from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415 - as above
+
+    rng = random.Random(due["seed"])  # noqa: S311 - token ids, not secrets
+    prompt = [rng.randrange(vocab) for _ in range(due["prompt_tokens"])]
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=due["output_tokens"],
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+    engine.add_request(name, {"prompt_token_ids": prompt}, params)
 
 
 def main() -> int:
