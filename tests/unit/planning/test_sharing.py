@@ -174,6 +174,23 @@ def test_models_of_very_different_layers_do_not_share():
     assert plans["b"].remap_reasons[0].startswith("SlabMismatch")
 
 
+def test_intents_that_want_different_threads_do_not_share():
+    """Two whose best options differ in threads keep workers of their own, and are told so."""
+    pools = (a_pool(threads=16, gib=64),)
+    plans = planned(shared("a"), shared("b", age=1, objective="MinLatency"), pools=pools)
+    assert plans["a"].option.config.threads != plans["b"].option.config.threads
+    assert plans["a"].remap_reasons[0].startswith("ConfigurationsDiffer")
+
+
+def test_a_worker_of_ones_own_lost_because_it_costs_more():
+    """The option that was not taken is compared with the member's share of the cost, not with the whole."""
+    plans = planned(shared("a"), shared("b", age=1))
+    own = next(
+        o for o in plans["a"].alternatives if o.option and o.config == plans["a"].option.config
+    )
+    assert own.reason == "Costlier"
+
+
 def test_a_running_group_keeps_its_id_when_the_founder_leaves():
     """The name is the founder's, and stays with those who remain."""
     first = planned(shared("a"), shared("b", age=1))

@@ -62,7 +62,25 @@ def share(cases: Sequence[Case], *, snapshot: FleetSnapshot, policy: PlannerPoli
                 groups[name], key=lambda c: (c.case.intent.created_seconds, c.case.intent.uid)
             )
             workers.append(rule.worker(name, tuple(members)))
+    for key, candidates in found.items():
+        others = [k[1] for k in sorted(found, key=str) if k[0] == key[0] and k != key]
+        for candidate in candidates if others else ():
+            apart.setdefault(candidate.uid, _differ(key[1], others[0]))
+    together = {m.uid for w in workers if len(w.members) > 1 for m in w.members}
+    apart = {uid: why for uid, why in apart.items() if uid not in together}
     return Sharing(workers=tuple(workers), apart=apart)
+
+
+def _differ(mine: Config, theirs: Config) -> str:
+    return (
+        f"ConfigurationsDiffer: its best option is {_told(mine)}, that of other Shared intents of the "
+        f"namespace {_told(theirs)}."
+    )
+
+
+def _told(config: Config) -> str:
+    threads = f"{config.threads} thread{'s' if config.threads > 1 else ''} on "
+    return f"{threads if config.threads else ''}{config.cpu_model or config.product}"
 
 
 def group_plan(worker: SharedWorker, *, size: int) -> GroupPlan:
@@ -92,18 +110,28 @@ def member_options(
     """Return each member's option as it runs in the group: its latencies, its share of the cost."""
     option, members = worker.sizes[size].option, worker.sizes[size].members
     shares = split_cost(members, option, prices=snapshot.prices)
-    return {
-        member.uid: replace(
-            member.judged,
-            option=replace(
-                beside(member, members),
-                memory_bytes=option.memory_bytes,
-                arena_bytes=option.arena_bytes,
-                cost_per_hour_micro_usd=cost,
-            ),
+    found = {}
+    for member, cost in zip(members, shares, strict=True):
+        own = replace(
+            beside(member, members),
+            memory_bytes=option.memory_bytes,
+            arena_bytes=option.arena_bytes,
+            cost_per_hour_micro_usd=cost,
         )
-        for member, cost in zip(members, shares, strict=True)
-    }
+        priced = member.judged.resources == member.judged.option.cost_per_hour_micro_usd
+        resources = (
+            float(cost)
+            if priced and cost is not None
+            else resource_score(own, priced=False) / len(members)
+        )
+        by_latency = member.case.intent.objective in ("MinLatency", "TargetCost")
+        found[member.uid] = replace(
+            member.judged,
+            option=own,
+            resources=resources,
+            score=float(own.predicted.e2e.mean_us) if by_latency else resources,
+        )
+    return found
 
 
 def unit(worker: SharedWorker) -> Case:
