@@ -148,3 +148,19 @@ def _arrival(
         output_tokens=output,
         seed=rng.getrandbits(32),
     )
+
+
+def alternating(models: Sequence[str], load: Load) -> tuple[Arrival, ...]:
+    """Return arrivals at `burst_rate` that go to one model after another, each for a burst's time.
+
+    With bursts below a second this is the load under which lending must thrash.
+    """
+    rng = random.Random(load.seed)  # noqa: S311 - arrivals, not secrets
+    drawn = LENGTHS[load.lengths]
+    found = []
+    at = rng.expovariate(load.burst_rate)
+    while at < load.seconds:
+        model = models[int(at / load.burst_seconds) % len(models)]
+        found.append(_arrival(rng, load, drawn, seconds=at, model=model))
+        at += rng.expovariate(load.burst_rate)
+    return tuple(found)
