@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +13,22 @@ if TYPE_CHECKING:
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
+_HUGE_PAGE_BYTES = 2 << 20
+
+
+def allocate(size_bytes: int) -> torch.Tensor:
+    """Return zeroed bytes on huge pages where the system grants them.
+
+    Weights are streamed once per step; on 4 KiB pages the reader waits for address translations
+    (docs/benchmarks/cpu-profile.md).
+    """
+    if size_bytes < _HUGE_PAGE_BYTES:
+        return torch.zeros(size_bytes, dtype=torch.uint8)
+    region = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # another system, a kernel without them
+        region.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(region, dtype=torch.uint8)
+
 
 class ArenaMemory:
     """One CPU buffer of `slabs` times `slab_bytes`."""
@@ -19,7 +37,7 @@ class ArenaMemory:
 
     def __init__(self, *, slab_bytes: int, slabs: int) -> None:
         self.slab_bytes = slab_bytes
-        self._buffer = torch.empty(slab_bytes * slabs, dtype=torch.uint8)
+        self._buffer = allocate(slab_bytes * slabs)
 
     def flat(self, dtype: str) -> torch.Tensor:
         """Return the whole arena as one dimension of a dtype."""

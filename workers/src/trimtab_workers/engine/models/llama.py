@@ -20,7 +20,7 @@ from torch.nn import functional
 from trimtab.planning.precision import compute_precision, matrix_bytes, value_bytes
 from trimtab_workers.engine.errors import ModelCorruptError
 from trimtab_workers.engine.linear import Linear, pack_in_place
-from trimtab_workers.engine.memory import TORCH_DTYPES
+from trimtab_workers.engine.memory import TORCH_DTYPES, allocate
 from trimtab_workers.engine.models.names import tensor_shapes
 from trimtab_workers.engine.quant import store
 
@@ -105,7 +105,9 @@ class LlamaModel:
             return tensor
 
         def fixed(name: str) -> torch.Tensor:
-            return read(name).to(kind).clone()
+            tensor = read(name)
+            copy = allocate(tensor.numel() * kind.itemsize).view(kind).view(tensor.shape)
+            return copy.copy_(tensor)
 
         embedding = fixed("model.embed_tokens.weight")
         if self.shape.tied:
