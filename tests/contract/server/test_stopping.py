@@ -36,6 +36,7 @@ def test_without_pydantic_structlog_and_typer(model_root, file):
     """A worker that cannot import them loads, answers, streams, drains and exits 0."""
     with a_worker(file, model_root, extras=False) as worker:
         worker.until("model_resident")
+        assert worker.until("configured")["config"]["memory_bytes"] == 64_000_000
         talk = {"model": "team-a/alice", "messages": [{"role": "user", "content": "Alice"}]}
         with post(worker.url("/v1/chat/completions"), talk | {"max_tokens": 3}) as reply:
             assert json.loads(reply.read())["usage"]["completion_tokens"] == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import os
 import sys
@@ -59,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from trimtab_workers.engine.config import load_config  # noqa: PLC0415 - after listening
         from trimtab_workers.engine.engine import Engine  # noqa: PLC0415 - torch takes seconds
 
-        return Engine(load_config(arguments.config, model_root=arguments.model_root))
+        config = load_config(arguments.config, model_root=arguments.model_root)
+        shown = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        shown["models"] = {model.name: f"{model.path}, {model.dtype}" for model in config.models}
+        log.info("configured", extra={"config": shown})
+        return Engine(config)
 
     log.info("starting", extra={"version": release, "pid": os.getpid()})
     try:

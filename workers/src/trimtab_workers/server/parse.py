@@ -23,7 +23,7 @@ _LONGEST_NUMBER: Final = 19
 _MAX_COMPLETION_LOGPROBS: Final = 20
 
 # Field -> the values that ask for nothing; anything else would change the answer.
-_REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
+_REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -54,6 +54,9 @@ _REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
     "chat_template_kwargs": ({},),
     "documents": ([],),
     "truncate_prompt_tokens": (),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_ids": (False,),
+    "detokenize": (True,),
 }
 
 Message = dict[str, Any]
@@ -95,18 +98,18 @@ def parse_chat(body: Mapping[str, Any]) -> ChatCall:
         InvalidRequestError: A sampling value is out of range; names field, value and range.
     """
     fields = Fields(body)
-    model = fields.text("model")
+    fields.text("model")  # what is missing first is named first
     messages = parse_messages(fields.get("messages"))
     wanted = fields.boolean("logprobs")
     top = fields.optional_integer("top_logprobs", least=0, most=_MAX_COMPLETION_LOGPROBS)
-    if top is not None and not wanted:
+    if top and not wanted:
         raise invalid("top_logprobs", top, "It needs logprobs set to true.")
     limit = fields.optional_integer("max_completion_tokens", least=1)
     if limit is None:
         limit = fields.optional_integer("max_tokens", least=1)
     logprobs = (top or 0) if wanted else None
     return ChatCall(
-        sampling=_sampling(fields, model=model, max_tokens=limit, logprobs=logprobs),
+        sampling=_sampling(fields, limit=limit, logprobs=logprobs, special=False),
         messages=messages,
     )
 
@@ -119,11 +122,11 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionCall:
         InvalidRequestError: A sampling value is out of range; names field, value and range.
     """
     fields = Fields(body)
-    model = fields.text("model")
+    fields.text("model")  # what is missing first is named first
     prompts = _prompts(fields.get("prompt"))
     limit = fields.integer("max_tokens", COMPLETION_MAX_TOKENS, least=1)
     logprobs = fields.optional_integer("logprobs", least=0, most=_MAX_COMPLETION_LOGPROBS)
-    sampling = _sampling(fields, model=model, max_tokens=limit, logprobs=logprobs)
+    sampling = _sampling(fields, limit=limit, logprobs=logprobs, special=True)
     if sampling.n * len(prompts) > MAX_CALL_CHOICES:
         raise invalid(
             "n",
@@ -135,9 +138,9 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionCall:
 
 
 def _sampling(
-    fields: Fields, *, model: str, max_tokens: int | None, logprobs: int | None
+    fields: Fields, *, limit: int | None, logprobs: int | None, special: bool
 ) -> Sampling:
-    _refuse_unsupported(fields)
+    _refuse_unsupported(fields, special=special)
     stream = fields.boolean("stream")
     options = Fields(fields.mapping("stream_options"))
     if fields.get("stream_options") is not None and not stream:
@@ -146,7 +149,7 @@ def _sampling(
         )
     include_usage = options.boolean("include_usage")
     params = SamplingParams(
-        max_tokens=max_tokens,
+        max_tokens=limit,
         temperature=fields.number("temperature", 1.0),
         top_p=fields.number("top_p", 1.0),
         top_k=fields.integer("top_k", 0),
@@ -171,7 +174,7 @@ def _sampling(
             code="unsupported_parameter",
         )
     return Sampling(
-        model=model,
+        model=fields.text("model"),
         params=params,
         n=choices,
         stream=stream,
@@ -180,8 +183,9 @@ def _sampling(
     )
 
 
-def _refuse_unsupported(fields: Fields) -> None:
-    for name, harmless in _REFUSED.items():
+def _refuse_unsupported(fields: Fields, *, special: bool) -> None:
+    refused = _REFUSED | {"add_special_tokens": (special,)}
+    for name, harmless in refused.items():
         value = fields.get(name)
         if value is not None and value not in harmless:
             raise ApiError(
