@@ -24,7 +24,7 @@ from trimtab_workers.engine.bench.options import (
     progress,
 )
 from trimtab_workers.engine.capabilities import ENGINE_VERSION
-from trimtab_workers.engine.config import EngineConfig, ModelSpec
+from trimtab_workers.engine.config import BLOCK_TOKENS, EngineConfig, ModelSpec
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.errors import EngineError
 from trimtab_workers.engine.types import Request, SamplingParams
@@ -78,7 +78,7 @@ class EngineWay:
                 max_model_len=context,
                 max_seqs=seqs,
                 prefix_caching=False,
-                memory_bytes=None,
+                memory_bytes=_memory_bytes(spec, tokens=seqs * (context + BLOCK_TOKENS)),
             )
         )
         self.engine.load()
@@ -102,6 +102,17 @@ class EngineWay:
         while self.engine.step():
             pass
         return answers
+
+
+def _memory_bytes(spec: ModelSpec, *, tokens: int) -> int:
+    """Bytes for the weights and the KV cache of so many tokens, so that nothing is preempted."""
+    from trimtab_workers.engine.memory import TORCH_DTYPES  # noqa: PLC0415 - with torch
+    from trimtab_workers.engine.weights.store import open_checkpoint  # noqa: PLC0415 - with torch
+
+    shape = open_checkpoint(spec).shape
+    weights = shape.parameters * TORCH_DTYPES[spec.dtype].itemsize
+    cache = shape.kv_bytes_per_token_layer(spec.dtype) * shape.layers * tokens
+    return int(1.1 * (weights + cache)) + (64 << 20)
 
 
 class _TransformersWay:
