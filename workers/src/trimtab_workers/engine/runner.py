@@ -71,14 +71,7 @@ class ModelRunner:
         Raises:
             NanLogitsError: The logits are NaN; nothing was committed.
         """
-        ends: list[int] = []
-        sequences: list[Sequence] = []
-        at = 0
-        for row in plan.rows:
-            at += row.count
-            if row.sample:
-                ends.append(at - 1)
-                sequences.append(row.sequence)
+        ends, sequences = ends_of(plan)
         if self._native is not None and self._native.has_head and ends:
             return self._execute_native(self._native, plan, ends, sequences)
         hidden = self.hidden_states(plan)
@@ -131,3 +124,16 @@ class ModelRunner:
         slots = torch.tensor([block.slot for block in blocks], dtype=torch.int64)
         for layer in range(self._layout.layers):
             self._layout.view(self._arena, layer).index_fill_(0, slots, 0.0)
+
+
+def ends_of(plan: StepPlan) -> tuple[list[int], list[Sequence]]:
+    """Return the rows of a batch after which a token is sampled, and their sequences."""
+    ends: list[int] = []
+    sequences: list[Sequence] = []
+    at = 0
+    for row in plan.rows:
+        at += row.count
+        if row.sample:
+            ends.append(at - 1)
+            sequences.append(row.sequence)
+    return ends, sequences

@@ -109,13 +109,15 @@ class LlamaModel:
             copy = allocate(tensor.numel() * kind.itemsize).view(kind).view(tensor.shape)
             return copy.copy_(tensor)
 
-        embedding = fixed("model.embed_tokens.weight")
         if self.shape.tied:
+            embedding = fixed("model.embed_tokens.weight")
             self.embedding = self.head = pack_in_place(embedding)
-        else:
-            self.embedding = Linear(embedding)
-            self.head = pack_in_place(fixed("lm_head.weight"))
-        self.norm = fixed("model.norm.weight")
+        if self.shape.embeds and not self.shape.tied:
+            self.embedding = Linear(fixed("model.embed_tokens.weight"))
+        if self.shape.has_head:
+            if not self.shape.tied:
+                self.head = pack_in_place(fixed("lm_head.weight"))
+            self.norm = fixed("model.norm.weight")
         self.layers = [self._load_layer(index, read, fixed) for index in range(self.shape.layers)]
 
     def _load_layer(

@@ -9,15 +9,17 @@ if TYPE_CHECKING:
 
 
 def tensor_shapes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    """Return the HF name and shape of every tensor of a model."""
+    """Return the HF name and shape of every tensor of a model, or of a rank's part of one."""
     d, hd = shape.hidden, shape.head_dim
     q, kv, ff = shape.heads * hd, shape.kv_heads * hd, shape.intermediate
-    result: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (shape.vocab, d),
-        "model.norm.weight": (d,),
-    }
-    if not shape.tied:
-        result["lm_head.weight"] = (shape.vocab, d)
+    table = shape.vocabulary_rows, d
+    result: dict[str, tuple[int, ...]] = {}
+    if shape.embeds or shape.tied:
+        result["model.embed_tokens.weight"] = table
+    if shape.has_head:
+        result["model.norm.weight"] = (d,)
+        if not shape.tied:
+            result["lm_head.weight"] = table
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}"
         result |= {

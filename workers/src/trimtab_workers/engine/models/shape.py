@@ -27,10 +27,26 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaShape:
-    """Sizes of one Llama-like decoder; heads and sizes are per model, not per rank.
+class Share:
+    """What a rank of a group holds beside its layers (parallel/placement.py).
 
     Attributes:
+        vocabulary_rows: Rows of embedding and head, padding included.
+        embeds: Whether the embedding is here: the first stage.
+        heads: Whether final norm and head are here: the last stage.
+    """
+
+    vocabulary_rows: int
+    embeds: bool
+    heads: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaShape:
+    """Sizes of one Llama-like decoder, or of one rank's part of it; `vocab` is always the whole.
+
+    Attributes:
+        share: None for a whole model.
         qkv_bias: Qwen2 adds biases to the query, key and value projections.
         qk_norm: Qwen3 normalises queries and keys per head.
     """
@@ -50,6 +66,22 @@ class LlamaShape:
     rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
+    share: Share | None = None
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of embedding and head that are held."""
+        return self.vocab if self.share is None else self.share.vocabulary_rows
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the embedding is held."""
+        return self.share is None or self.share.embeds
+
+    @property
+    def has_head(self) -> bool:
+        """Whether final norm and head are held."""
+        return self.share is None or self.share.heads
 
     @property
     def qkv_rows(self) -> int:
@@ -65,12 +97,14 @@ class LlamaShape:
     @property
     def fixed_elements(self) -> int:
         """Elements outside slabs: embedding, head, norms, biases."""
-        head = 0 if self.tied else self.vocab * self.hidden
-        norms = self.hidden * (2 * self.layers + 1)
+        tables = int(self.embeds) + int(self.has_head)
+        if self.tied:
+            tables = min(tables, 1)
+        norms = self.hidden * (2 * self.layers + int(self.has_head))
         extras = (self.qkv_rows if self.qkv_bias else 0) + (
             2 * self.head_dim if self.qk_norm else 0
         )
-        return self.vocab * self.hidden + head + norms + extras * self.layers
+        return tables * self.vocabulary_rows * self.hidden + norms + extras * self.layers
 
     @property
     def parameters(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -11,6 +12,15 @@ if TYPE_CHECKING:
     import torch
 
     from trimtab_workers.engine.models.shape import LlamaShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Rows (axis 0) or columns (axis 1) [start, stop) of a tensor."""
+
+    axis: int
+    start: int
+    stop: int
 
 
 class Checkpoint(Protocol):
@@ -28,8 +38,12 @@ class Checkpoint(Protocol):
     directory: Path | None
     gguf_metadata: Mapping[str, Any] | None
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str, part: Part | None = None) -> torch.Tensor:
         """Read one tensor by its HF name (`model.layers.0.mlp.up_proj.weight`), in any float dtype.
+
+        Args:
+            name: HF name.
+            part: Read only this; None reads all.
 
         Raises:
             ModelCorruptError: It is missing or cut.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from trimtab_workers.engine.weights.checkpoint import Part
+
 _FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -155,8 +157,8 @@ class GgufCheckpoint:
         self.directory: Path | None = path.parent
         self.gguf_metadata: Mapping[str, Any] | None = self.header.metadata
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read and dequantise a tensor to float32."""
+    def tensor(self, name: str, part: Part | None = None) -> torch.Tensor:
+        """Read and dequantise a tensor to float32; of rows only their own bytes are read."""
         import torch  # noqa: PLC0415 - headers are read where torch is absent
 
         entry = self.header.tensors.get(self.gguf_name(name))
@@ -164,10 +166,13 @@ class GgufCheckpoint:
             raise ModelCorruptError(
                 f"{self.where}: tensor {self.gguf_name(name)} is missing. Fetch the file again."
             )
-        values = torch.from_numpy(self._dequantise(entry))
+        rows = (part.start, part.stop) if part is not None and part.axis == 0 else None
+        values = torch.from_numpy(self._dequantise(entry, rows))
         if self.shape.family == "llama" and name.endswith((".q_proj.weight", ".k_proj.weight")):
-            heads = self.shape.heads if ".q_proj." in name else self.shape.kv_heads
-            return unpermute(values, heads=heads)
+            # Rows change places within a head only, and parts are whole heads.
+            values = unpermute(values, heads=len(values) // self.shape.head_dim)
+        if part is not None and part.axis == 1:
+            values = values[:, part.start : part.stop]
         return values
 
     def gguf_name(self, name: str) -> str:
@@ -178,18 +183,24 @@ class GgufCheckpoint:
         layer, part, kind = match.groups()
         return f"blk.{layer}.{_LAYER_NAMES[part]}.{kind}"
 
-    def _dequantise(self, entry: GgufTensor) -> np.ndarray[Any, Any]:
+    def _dequantise(
+        self, entry: GgufTensor, rows: tuple[int, int] | None
+    ) -> np.ndarray[Any, Any]:
         import numpy as np  # noqa: PLC0415 - headers are read where numpy is absent
         from gguf import GGMLQuantizationType, dequantize  # noqa: PLC0415 - half a second
 
         size = tensor_bytes(entry, where=self.where)
-        raw = np.fromfile(self._path, dtype=np.uint8, count=size, offset=entry.offset)
-        rows = raw.reshape(*entry.shape[:-1], -1)
+        start, stop = rows or (0, entry.shape[0])
+        row = size // entry.shape[0]
+        raw = np.fromfile(
+            self._path, dtype=np.uint8, count=(stop - start) * row, offset=entry.offset + start * row
+        )
+        blocks = raw.reshape(stop - start, -1) if len(entry.shape) > 1 else raw
         kind = GGMLQuantizationType(entry.kind)
         if kind in {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.F64}:
-            rows = rows.view({0: np.float32, 1: np.float16, 28: np.float64}[entry.kind])
-            return rows.astype(np.float32)
-        result: np.ndarray[Any, Any] = dequantize(rows, kind)
+            values = blocks.view({0: np.float32, 1: np.float16, 28: np.float64}[entry.kind])
+            return values.astype(np.float32)
+        result: np.ndarray[Any, Any] = dequantize(blocks, kind)
         return np.ascontiguousarray(result, dtype=np.float32)
 
     def close(self) -> None:

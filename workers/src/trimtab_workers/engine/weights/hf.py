@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from trimtab_workers.engine.weights.checkpoint import Part
+
 MAX_JSON_BYTES = 64 << 20
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -140,8 +142,8 @@ class HfCheckpoint:
                 "Fetch the checkpoint again."
             )
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read a tensor in its own dtype."""
+    def tensor(self, name: str, part: Part | None = None) -> torch.Tensor:
+        """Read a tensor in its own dtype; of a part only its own bytes are read."""
         from safetensors import safe_open  # noqa: PLC0415 - needs torch
 
         file = self._home.get(name)
@@ -151,7 +153,14 @@ class HfCheckpoint:
             )
         if file not in self._open:
             self._open[file] = safe_open(file, framework="pt")
-        tensor: torch.Tensor = self._open[file].get_tensor(name)
+        opened = self._open[file]
+        tensor: torch.Tensor
+        if part is None:
+            tensor = opened.get_tensor(name)
+        elif part.axis == 0:
+            tensor = opened.get_slice(name)[part.start : part.stop]
+        else:
+            tensor = opened.get_slice(name)[:, part.start : part.stop]
         return tensor
 
     def close(self) -> None:

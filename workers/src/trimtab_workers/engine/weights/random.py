@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from trimtab_workers.engine.weights.checkpoint import Part
+
 STANDARD_DEVIATION = 0.02
 
 
@@ -29,8 +31,10 @@ class RandomCheckpoint:
         self._shapes = tensor_shapes(self.shape)
         self._seed = seed
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Draw a tensor; the same name and seed give the same values."""
+    def tensor(self, name: str, part: Part | None = None) -> torch.Tensor:
+        """Draw a tensor; the same name and seed give the same values, in every part of it."""
+        if part is not None:
+            return self.tensor(name).narrow(part.axis, part.start, part.stop - part.start)
         shape = self._shapes[name]
         if len(shape) == 1 and not name.endswith("bias"):
             return torch.ones(shape)
