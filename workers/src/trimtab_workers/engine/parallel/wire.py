@@ -13,16 +13,13 @@ import struct
 from array import array
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from trimtab_workers.engine.config import BLOCK_TOKENS
 from trimtab_workers.engine.kv import Block
 from trimtab_workers.engine.scheduler import Row, StepPlan
 from trimtab_workers.engine.sequence import Sequence
 from trimtab_workers.engine.types import Request
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 VERSION = 1
 HEAD = struct.Struct("<IBBI")
@@ -84,7 +81,7 @@ def document(frame: Frame) -> Any:
     return json.loads(frame.body)
 
 
-def of_document(kind: Kind, value: Mapping[str, Any]) -> Frame:
+def of_document(kind: Kind, value: Any) -> Frame:
     """Return a frame that holds JSON."""
     return Frame(kind, 0, json.dumps(value).encode())
 
