@@ -205,7 +205,7 @@ def test_loading_an_added_model_is_no_hang(monkeypatch: pytest.MonkeyPatch, tmp_
     engine = an_engine(clock=clock)
     seen = []
 
-    def slow(_: object) -> bool:
+    def slow(*_: object) -> bool:
         clock.advance(100)
         seen.append(engine.liveness())
         return False

@@ -9,6 +9,7 @@ from trimtab_workers.engine.arena import Arena, choose_slab, slabs_for_weights
 from trimtab_workers.engine.config import BLOCK_TOKENS
 from trimtab_workers.engine.errors import EngineError, ModelCorruptError, OutOfMemoryError
 from trimtab_workers.engine.memory import ArenaMemory
+from trimtab_workers.engine.parallel.ranks import LOAD_SECONDS, Ranks
 from trimtab_workers.engine.tokenizer import load_tokenizer
 from trimtab_workers.engine.weights.store import open_checkpoint
 
@@ -24,27 +25,32 @@ PAGE_BYTES = 4096
 _AUTO_CONTEXTS = 8
 
 
-def open_tenant(tenant: Tenant) -> bool:
+def open_tenant(tenant: Tenant, ranks: Ranks) -> bool:
     """Open a model's checkpoint and tokenizer; on failure the model is Failed, nothing else."""
-    try:
-        tenant.checkpoint = open_checkpoint(tenant.spec)
-        tenant.tokenizer = load_tokenizer(
-            tenant.checkpoint, chat_template=tenant.spec.chat_template
-        )
-    except EngineError as error:
-        fail(tenant, error)
-        return False
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # noqa: BLE001 - a panic of the Rust tokenizer is no Exception
-        problem = ModelCorruptError(
-            f"Model {tenant.spec.name}: its tokenizer or configuration cannot be read "
-            f"({type(error).__name__}: {error}). Fetch it again."
-        )
+    problem = ranks.settle(_open(tenant, ranks))
+    if problem is not None:
         fail(tenant, problem)
         return False
     tenant.set_state("Loading")
     return True
+
+
+def _open(tenant: Tenant, ranks: Ranks) -> EngineError | None:
+    try:
+        checkpoint = open_checkpoint(tenant.spec)
+        tenant.checkpoint = ranks.shard(checkpoint, model=tenant.spec.name)
+        if ranks.leads:
+            tenant.tokenizer = load_tokenizer(checkpoint, chat_template=tenant.spec.chat_template)
+    except EngineError as error:
+        return error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of the Rust tokenizer is no Exception
+        return ModelCorruptError(
+            f"Model {tenant.spec.name}: its tokenizer or configuration cannot be read "
+            f"({type(error).__name__}: {error}). Fetch it again."
+        )
+    return None
 
 
 def fail(tenant: Tenant, error: EngineError) -> None:
@@ -56,7 +62,9 @@ def fail(tenant: Tenant, error: EngineError) -> None:
     )
 
 
-def build_arena(tenants: Sequence[Tenant], config: EngineConfig) -> tuple[Arena, ArenaMemory]:
+def build_arena(
+    tenants: Sequence[Tenant], config: EngineConfig, ranks: Ranks
+) -> tuple[Arena, ArenaMemory]:
     """Size and allocate the arena for opened models.
 
     Raises:
@@ -70,6 +78,7 @@ def build_arena(tenants: Sequence[Tenant], config: EngineConfig) -> tuple[Arena,
         slabs = weights + sum(_kv_slabs(t, config, slab_bytes) for t in tenants)
     else:
         slabs = max(0, config.memory_bytes - fixed) // slab_bytes
+    slabs = ranks.agree_on_slabs(slabs, slab_bytes=slab_bytes, fixed_bytes=fixed)
     if slabs < 1:
         raise OutOfMemoryError(
             f"memory_bytes is {config.memory_bytes}, but embeddings and norms of the models need "
@@ -84,9 +93,9 @@ def build_arena(tenants: Sequence[Tenant], config: EngineConfig) -> tuple[Arena,
             "fixed_bytes": fixed,
         },
     )
-    return Arena(slab_bytes=slab_bytes, slabs=slabs), ArenaMemory(
-        slab_bytes=slab_bytes, slabs=slabs
-    )
+    arena = Arena(slab_bytes=slab_bytes, slabs=slabs)
+    ranks.watch(arena)
+    return arena, ArenaMemory(slab_bytes=slab_bytes, slabs=slabs)
 
 
 def _kv_slabs(tenant: Tenant, config: EngineConfig, slab_bytes: int) -> int:
@@ -100,38 +109,49 @@ def _kv_slabs(tenant: Tenant, config: EngineConfig, slab_bytes: int) -> int:
     return -(-(blocks + reserve) // per_slab)
 
 
-def load_tenant(tenant: Tenant, arena: Arena, memory: ArenaMemory) -> bool:
+def load_tenant(tenant: Tenant, arena: Arena, memory: ArenaMemory, ranks: Ranks) -> bool:
     """Copy a model's weights into its slabs; on failure it is Failed and its slabs are free."""
+    problem = ranks.settle(_load(tenant, arena, memory), seconds=LOAD_SECONDS)
+    if problem is not None:
+        arena.release(tenant.spec.name)
+        tenant.model = None
+        fail(tenant, problem)
+        return False
+    if tenant.model is not None:
+        ranks.connect(tenant.model)
+    return True
+
+
+def _load(tenant: Tenant, arena: Arena, memory: ArenaMemory) -> EngineError | None:
     try:
         tenant.claim(arena, memory)
         if tenant.model is not None and tenant.checkpoint is not None:
             tenant.model.load(tenant.checkpoint)
             tenant.checkpoint.close()
     except EngineError as error:
-        problem: EngineError = error
+        return error
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - a panic of a Rust reader is no Exception
-        problem = ModelCorruptError(
+        return ModelCorruptError(
             f"Model {tenant.spec.name}: its weights cannot be read: {error}. Fetch them again."
         )
-    else:
-        return True
-    arena.release(tenant.spec.name)
-    tenant.model = None
-    fail(tenant, problem)
-    return False
+    return None
 
 
 def open_caches(
-    tenants: Sequence[Tenant], arena: Arena, memory: ArenaMemory, config: EngineConfig
+    tenants: Sequence[Tenant],
+    arena: Arena,
+    memory: ArenaMemory,
+    config: EngineConfig,
+    ranks: Ranks,
 ) -> None:
     """Split the free slabs evenly among loaded models, which become Resident."""
     free = arena.free
     for index, tenant in enumerate(tenants):
         share = free // len(tenants) + (index < free % len(tenants))
         try:
-            tenant.open_cache(arena, memory, slabs=share, config=config)
+            tenant.open_cache(arena, memory, slabs=share, config=config, ranks=ranks)
         except OutOfMemoryError as error:
             arena.release(tenant.spec.name)
             tenant.model = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from trimtab_workers.engine.capabilities import CAPABILITIES
 from trimtab_workers.engine.errors import ConfigError
 
 Dtype = Literal["bf16", "fp32", "int8", "int4"]
@@ -31,6 +32,8 @@ _TOP_FIELDS = frozenset(
         "revision",
         "device",
         "threads",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
         "memory_bytes",
         "max_model_len",
         "max_batch_tokens",
@@ -80,6 +83,9 @@ class EngineConfig:
     """Everything an engine is started with.
 
     Attributes:
+        threads: Of each rank.
+        tensor_parallel_size: Processes that share each layer; `memory_bytes` is for each of them.
+        pipeline_parallel_size: Stages of layers, each of `tensor_parallel_size` processes.
         memory_bytes: Weights, KV cache and fixed regions together; None takes what the weights
             need plus KV for `max_seqs` / 4 full contexts, at most (tests and benches).
         max_batch_tokens: Tokens computed in one step, decode rows included.
@@ -93,6 +99,8 @@ class EngineConfig:
     revision: int = 0
     device: str = "cpu"
     threads: int = 1
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     memory_bytes: int | None = None
     max_model_len: int | None = None
     max_batch_tokens: int = 512
@@ -106,6 +114,11 @@ class EngineConfig:
     advice: Mapping[str, object] | None = None
     file: Path | None = None
     model_root: Path | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Processes in all."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
 def load_config(file: Path, *, model_root: Path) -> EngineConfig:
@@ -172,6 +185,12 @@ def parse_config(document: object, *, model_root: Path, file: Path | None = None
         revision=_integer(top, "revision", 0, minimum=0),
         device=_device(top.get("device", "cpu")),
         threads=_integer(top, "threads", 1, minimum=1),
+        tensor_parallel_size=_one_of(
+            top, "tensor_parallel_size", CAPABILITIES.tensor_parallel_sizes
+        ),
+        pipeline_parallel_size=_one_of(
+            top, "pipeline_parallel_size", CAPABILITIES.pipeline_parallel_sizes
+        ),
         memory_bytes=_optional_integer(top, "memory_bytes"),
         max_model_len=_optional_integer(top, "max_model_len"),
         max_batch_tokens=batch_tokens,
@@ -240,6 +259,16 @@ def _integer(fields: Mapping[str, object], name: str, default: int, *, minimum: 
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ConfigError(
             f"The model set's field {name} is {value!r}. Give an integer of at least {minimum}."
+        )
+    return value
+
+
+def _one_of(fields: Mapping[str, object], name: str, sizes: tuple[int, ...]) -> int:
+    value = _integer(fields, name, 1, minimum=1)
+    if value not in sizes:
+        raise ConfigError(
+            f"The model set's field {name} is {value}, and this engine runs "
+            f"{', '.join(map(str, sizes))}. Give one of these."
         )
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 import threading
@@ -26,6 +27,7 @@ from trimtab_workers.engine.errors import (
     UnknownModelError,
 )
 from trimtab_workers.engine.metrics import EngineMetrics
+from trimtab_workers.engine.parallel.ranks import Ranks
 from trimtab_workers.engine.sequence import Sequence
 from trimtab_workers.engine.stepper import end_early, show_load, step
 from trimtab_workers.engine.stream import OutputStream
@@ -47,6 +49,15 @@ log = logging.getLogger(__name__)
 REMOVAL_SECONDS = 30.0
 STUCK_SECONDS = 60.0
 _IDLE_WAIT_SECONDS = 0.5
+_FIXED_FIELDS = (
+    "memory_bytes",
+    "threads",
+    "max_model_len",
+    "max_batch_tokens",
+    "max_seqs",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+)
 
 
 class Engine:
@@ -54,13 +65,27 @@ class Engine:
 
     Every method may be called from any thread; work happens on the engine's own.
 
+    Args:
+        config: What to serve.
+        clock: Source of all times.
+        ranks: The group that this process is in; by default `load` starts the followers that the
+            configuration's parallel sizes ask for.
+        on_group_lost: Called once, on another thread, when a follower has ended on its own.
+
     Attributes:
         config: The configuration in force.
         clock: Source of all times that outputs carry.
         metrics: Collectors; `registry` is theirs.
     """
 
-    def __init__(self, config: EngineConfig, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        clock: Clock | None = None,
+        ranks: Ranks | None = None,
+        on_group_lost: Callable[[], None] | None = None,
+    ) -> None:
         if open_device(config.device) is not None:
             raise ConfigError(
                 f"The model set's field device is {config.device!r}, but this release serves on "
@@ -73,6 +98,8 @@ class Engine:
             spec.name: Tenant(spec=spec, metrics=self.metrics.for_model(spec.name))
             for spec in config.models
         }
+        self.ranks = ranks or Ranks()
+        self._on_group_lost = on_group_lost
         self._arena: Arena | None = None
         self._memory: ArenaMemory | None = None
         self._requests: dict[str, tuple[Tenant, Sequence]] = {}
@@ -320,23 +347,32 @@ class Engine:
         import torch  # noqa: PLC0415 - seconds, and only the engine thread needs it
 
         torch.set_num_threads(self.config.threads)
-        opened = [tenant for tenant in self._tenants.values() if boot.open_tenant(tenant)]
+        self._gather_ranks()
+        ranks = self.ranks
+        opened = [t for t in self._tenants.values() if boot.open_tenant(t, ranks)]
         if opened:
             try:
-                self._arena, self._memory = boot.build_arena(opened, self.config)
+                self._arena, self._memory = boot.build_arena(opened, self.config, ranks)
             except EngineError as error:
                 for tenant in opened:
                     boot.fail(tenant, error)
             else:
                 arena, memory = self._arena, self._memory
-                loaded = [t for t in opened if boot.load_tenant(t, arena, memory)]
-                boot.open_caches(loaded, arena, memory, self.config)
+                loaded = [t for t in opened if boot.load_tenant(t, arena, memory, ranks)]
+                boot.open_caches(loaded, arena, memory, self.config, ranks)
                 self._show_arena()
         self._progress_seconds = self.clock.now()
         self._loaded.set()
 
+    def _gather_ranks(self) -> None:
+        if self.config.ranks > self.ranks.size:
+            from trimtab_workers.engine.parallel.group import TPGroup  # noqa: PLC0415 - torch
+
+            self.ranks = TPGroup(self.config, on_lost=self._on_group_lost)
+
     def step(self) -> bool:
         """Process commands and run one step of every model with work; False if all were idle."""
+        self.ranks.check()
         while self._inbox:
             self._inbox.popleft()()
         worked = False
@@ -383,6 +419,7 @@ class Engine:
         error = None if self._dead is None else BatchFailedError(self._dead)
         for request_id in list(self._requests):
             self._leave(request_id, error)
+        self.ranks.close()
         self._arena = self._memory = None
         for tenant in self._tenants.values():
             tenant.model = tenant.runner = None
@@ -448,9 +485,17 @@ class Engine:
         self._errors = [
             f"{name} changed from {getattr(old, name)} to {getattr(config, name)}, which takes effect "
             "after a restart. Roll the worker."
-            for name in ("memory_bytes", "threads", "max_model_len", "max_batch_tokens", "max_seqs")
+            for name in _FIXED_FIELDS
             if getattr(old, name) != getattr(config, name)
         ]
+        if self.ranks.size > 1 and old.models != config.models:
+            # Followers load what they were started with; nothing tells them of a new model.
+            self._errors.append(
+                "models changed, which takes effect after a restart where tensor_parallel_size or "
+                "pipeline_parallel_size is above 1. Roll the worker."
+            )
+            self.config = dataclasses.replace(config, models=old.models)
+            return
         self.config = config
         wanted = {spec.name: spec for spec in config.models}
         for name, tenant in list(self._tenants.items()):
@@ -472,15 +517,15 @@ class Engine:
         self._show_arena()
 
     def _add(self, tenant: Tenant) -> None:
-        if not boot.open_tenant(tenant):
+        if not boot.open_tenant(tenant, self.ranks):
             return
         arena, memory = self._arena, self._memory
         if arena is None or memory is None:
             boot.fail(
                 tenant, CheckpointError("The engine has no arena. Roll the worker to add models.")
             )
-        elif boot.load_tenant(tenant, arena, memory):
-            boot.open_caches([tenant], arena, memory, self.config)
+        elif boot.load_tenant(tenant, arena, memory, self.ranks):
+            boot.open_caches([tenant], arena, memory, self.config, self.ranks)
 
     def _remove_when_done(self, tenant: Tenant) -> None:
         scheduler = tenant.scheduler
@@ -521,6 +566,8 @@ class Engine:
             "config": {
                 "device": self.config.device,
                 "threads": self.config.threads,
+                "tensor_parallel_size": self.config.tensor_parallel_size,
+                "pipeline_parallel_size": self.config.pipeline_parallel_size,
                 "memory_bytes": self.config.memory_bytes,
                 "max_batch_tokens": self.config.max_batch_tokens,
                 "max_seqs": self.config.max_seqs,

@@ -10,7 +10,6 @@ from trimtab_workers.engine.config import BLOCK_TOKENS
 from trimtab_workers.engine.errors import EngineError, OutOfMemoryError
 from trimtab_workers.engine.kv import DeviceBlockManager, KvLayout
 from trimtab_workers.engine.models.llama import LlamaModel, fixed_bytes, layer_bytes
-from trimtab_workers.engine.runner import ModelRunner
 from trimtab_workers.engine.scheduler import Scheduler
 from trimtab_workers.engine.windows import StepWindows
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.memory import ArenaMemory
     from trimtab_workers.engine.metrics import ModelMetrics
     from trimtab_workers.engine.models.shape import LlamaShape
+    from trimtab_workers.engine.parallel.ranks import Ranks
+    from trimtab_workers.engine.runner import ModelRunner
     from trimtab_workers.engine.tokenizer import Tokenizer
     from trimtab_workers.engine.types import TenantState
     from trimtab_workers.engine.weights.checkpoint import Checkpoint
@@ -118,7 +119,13 @@ class Tenant:
         )
 
     def open_cache(
-        self, arena: Arena, memory: ArenaMemory, *, slabs: int, config: EngineConfig
+        self,
+        arena: Arena,
+        memory: ArenaMemory,
+        *,
+        slabs: int,
+        config: EngineConfig,
+        ranks: Ranks,
     ) -> None:
         """Take slabs for the KV cache and build scheduler and runner on them.
 
@@ -159,8 +166,9 @@ class Tenant:
             max_seqs=config.max_seqs,
             watermark=config.watermark,
         )
-        self.runner = ModelRunner(
-            self.model,
+        self.runner = ranks.runner(
+            self.spec.name,
+            model=self.model,
             layout=layout,
             arena=memory.flat(self.model.dtype),
             zero_slot=zero_slot,

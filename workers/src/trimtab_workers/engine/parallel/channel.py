@@ -5,6 +5,7 @@ A thread reads, so that the end of the other process is known at once, whatever 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import threading
@@ -76,21 +77,19 @@ class Channel:
     def close(self) -> None:
         """Close this side; `on_end` is not called."""
         self._closed = True
-        try:
+        with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._sock.close()
 
     def _read(self) -> None:
         try:
-            while (frame := self._next()) is not None:
-                self._frames.put(frame)
-        except (OSError, WireError):
-            pass
-        self._frames.put(None)
-        if not self._closed:
-            self._on_end()
+            with contextlib.suppress(OSError, WireError):
+                while (frame := self._next()) is not None:
+                    self._frames.put(frame)
+        finally:
+            self._frames.put(None)
+            if not self._closed:
+                self._on_end()
 
     def _next(self) -> Frame | None:
         top = self._exactly(HEAD.size)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from trimtab_workers.engine.linear import Linear
+from trimtab_workers.engine.memory import TORCH_DTYPES
 
 if TYPE_CHECKING:
     from trimtab_workers.engine.models.llama import LlamaModel
@@ -38,18 +40,17 @@ class Collectives:
         self._place = placement
         dist.init_process_group(
             "gloo" if device == "cpu" else "nccl",
-            store=dist.FileStore(store, placement.size),  # type: ignore[no-untyped-call,unused-ignore]
+            store=FileStore(store, placement.size),
             rank=placement.rank,
             world_size=placement.size,
             timeout=timedelta(seconds=JOIN_SECONDS),
         )
         width = placement.tensor
         # Every rank takes part in making every group, also of stages that it is not in.
-        groups = [
-            dist.new_group(list(range(stage * width, (stage + 1) * width)))
-            for stage in range(placement.pipeline)
-        ]
-        self._stage = groups[placement.stage]
+        for stage in range(placement.pipeline):
+            group = dist.new_group(list(range(stage * width, (stage + 1) * width)))
+            if stage == placement.stage and isinstance(group, dist.ProcessGroup):
+                self._stage = group
 
     def sum(self, tensor: torch.Tensor) -> None:
         """Add a tensor over the ranks of this stage, in place."""
@@ -141,15 +142,34 @@ class GatheredHead(Linear):
         return own if gathered is None else gathered[:, : self._vocabulary]
 
 
+class FromPreviousStage(Linear):
+    """Hidden states of the stage before, where the first stage looks up an embedding."""
+
+    __slots__ = ("_kind", "_ranks", "_width")
+
+    def __init__(self, ranks: Collectives, *, width: int, kind: torch.dtype) -> None:
+        super().__init__(torch.empty(0))
+        self._ranks, self._width, self._kind = ranks, width, kind
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Return as many rows as there are token ids, which the first stage has looked at."""
+        return self._ranks.from_previous_stage(
+            torch.empty(len(index), self._width, dtype=self._kind)
+        )
+
+
 def connect(model: LlamaModel, ranks: Collectives, placement: Placement) -> None:
     """Let a loaded model's products exchange what its forward pass needs of other ranks."""
+    if placement.stage > 0:
+        kind = TORCH_DTYPES[model.dtype]
+        model.embedding = FromPreviousStage(ranks, width=model.shape.hidden, kind=kind)
     if placement.tensor == 1:
         return
     held = model.shape.vocabulary_rows
     first = placement.shard * held
-    head = model.head
-    model.embedding = SplitEmbedding(model.embedding, ranks, first=first, held=held)
-    model.head = GatheredHead(head, ranks, vocabulary=model.shape.vocab)
+    if placement.stage == 0:
+        model.embedding = SplitEmbedding(model.embedding, ranks, first=first, held=held)
+    model.head = GatheredHead(model.head, ranks, vocabulary=model.shape.vocab)
     for layer in model.layers:
         layer.out = SummedLinear(layer.out, ranks)
         layer.down = SummedLinear(layer.down, ranks)

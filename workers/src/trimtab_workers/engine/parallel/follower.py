@@ -28,7 +28,6 @@ from trimtab_workers.web import logs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trimtab_workers.engine.engine import Engine
     from trimtab_workers.engine.parallel.following import Following
 
 log = logging.getLogger("trimtab_workers.engine.parallel.follower")
@@ -51,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     channel = Channel(socket.socket(fileno=int(descriptor)), on_end=_orphaned)
     hello = document(channel.receive(HELLO_SECONDS))
     try:
-        engine, ranks = _join(channel, hello)
-        _follow(channel, engine, ranks)
+        ranks = _join(channel, hello)
+        _follow(channel, ranks)
     except Exception:
         log.exception("follower_failed", extra={"rank": hello["rank"]})
         return 1
@@ -61,19 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _join(channel: Channel, hello: dict[str, Any]) -> tuple[Engine, Following]:
+def _join(channel: Channel, hello: dict[str, Any]) -> Following:
     from trimtab_workers.engine.engine import Engine  # noqa: PLC0415 - torch takes seconds
     from trimtab_workers.engine.parallel.following import Following  # noqa: PLC0415 - torch
     from trimtab_workers.engine.parallel.member import config_of  # noqa: PLC0415 - torch
 
     config = config_of(hello["config"])
     ranks = Following(channel, hello, device=config.device)
-    engine = Engine(config, ranks=ranks)
-    engine.load()
-    return engine, ranks
+    # Its models, arena and caches are made by the same code as rank 0's; the runners keep them.
+    Engine(config, ranks=ranks).load()
+    return ranks
 
 
-def _follow(channel: Channel, engine: Engine, ranks: Following) -> None:
+def _follow(channel: Channel, ranks: Following) -> None:
     while True:
         frame = channel.receive()
         if frame.kind is Kind.STOP:
@@ -92,7 +91,9 @@ def _follow(channel: Channel, engine: Engine, ranks: Following) -> None:
             ranks.empty_caches(document(frame)["bytes"])
             channel.send(of_document(Kind.DONE, {}))
         else:
-            raise ValueError(f"Rank 0 sent {frame.kind.name} between steps; this is a bug, report it.")
+            raise ValueError(
+                f"Rank 0 sent {frame.kind.name} between steps; this is a bug, report it."
+            )
 
 
 if __name__ == "__main__":

@@ -133,13 +133,15 @@ class TPGroup(Member):
         """Collect every rank's value and send the list to all."""
         until = time.monotonic() + seconds
         values = [value]
-        try:
-            for channel in self._channels:
-                left = max(0.0, until - time.monotonic())
-                values.append(document(channel.receive(left)))
-            self._tell(of_document(Kind.SHARE, {"values": values}))
-        except PeerGoneError as error:
-            raise self.lose(str(error)) from error
+        for rank, channel in enumerate(self._channels, start=1):
+            try:
+                frame = channel.receive(max(0.0, until - time.monotonic()))
+            except PeerGoneError as error:
+                raise self.lose(
+                    f"rank {rank} has ended or did not answer within {seconds:.0f} s while the ranks met"
+                ) from error
+            values.append(document(frame))
+        self._send(of_document(Kind.SHARE, {"values": values}))
         return values
 
     def _tell(self, frame: Frame) -> None:
@@ -220,9 +222,13 @@ class TPGroup(Member):
     def lose(self, why: str) -> GroupLostError:
         """End the followers and record why; return the error to raise."""
         with self._guard:
-            first, self._lost = self._lost is None, self._lost or (
-                f"The group of {self.size} ranks is lost, because {why}. Restart the worker; if it "
-                "happens again, look at the last log lines of every rank."
+            first, self._lost = (
+                self._lost is None,
+                self._lost
+                or (
+                    f"The group of {self.size} ranks is lost, because {why}. Restart the worker; if it "
+                    "happens again, look at the last log lines of every rank."
+                ),
             )
         if first:
             log.error("group_lost", extra={"reason": why})
@@ -268,9 +274,9 @@ class TPGroup(Member):
 class LeadingRunner(RankRunner):
     """Rank 0's runner of one model."""
 
-    def __init__(self, group: TPGroup, model: int, **settings: Any) -> None:
+    def __init__(self, group: TPGroup, number: int, **settings: Any) -> None:
         super().__init__(group, **settings)
-        self._group, self._number = group, model
+        self._group, self._number = group, number
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:

@@ -8,9 +8,7 @@ from pathlib import Path
 _UNLIMITED = 1 << 60
 
 
-def free_host_bytes(
-    *, cgroup: Path | None = None, meminfo: Path = Path("/proc/meminfo")
-) -> int:
+def free_host_bytes(*, cgroup: Path | None = None, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Return free bytes; page cache that the kernel would drop counts as free.
 
     Args:

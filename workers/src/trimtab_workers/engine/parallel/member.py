@@ -109,11 +109,7 @@ def config_document(config: EngineConfig) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
         if name != "models"
-    } | {
-        "models": [
-            {**dataclasses.asdict(spec), "path": str(spec.path)} for spec in config.models
-        ]
-    }
+    } | {"models": [{**dataclasses.asdict(spec), "path": str(spec.path)} for spec in config.models]}
 
 
 def config_of(data: Mapping[str, Any]) -> EngineConfig:

@@ -70,7 +70,7 @@ class Ranks:
         if self.size == 1:
             return slabs
         rows = self.share([slabs, slab_bytes, fixed_bytes])
-        least = min(row[0] for row in rows)
+        least = min(int(row[0]) for row in rows)
         need = sum(least * row[1] + row[2] for row in rows)
         poorest = min(range(self.size), key=lambda rank: self.free_bytes[rank])
         free = self.free_bytes[poorest]
@@ -124,5 +124,3 @@ def _error(problem: Mapping[str, str]) -> EngineError:
         kind = EngineError
     error: EngineError = kind(problem["message"])
     return error
-
-

@@ -81,18 +81,17 @@ class ShardedCheckpoint:
         whole, own, shard = self._whole.shape, self.shape, self._placement.shard
         if self._placement.tensor == 1:
             return None
-        head = own.head_dim
-        queries = own.heads * head
-        if name in {"model.embed_tokens.weight", "lm_head.weight"}:
-            return 0, shard * own.vocabulary_rows, own.vocabulary_rows
-        if ".q_proj." in name:
-            return 0, shard * queries, queries
-        if ".k_proj." in name or ".v_proj." in name:
-            return 0, first_kv_head(whole, self._placement) * head, own.kv_heads * head
-        if ".o_proj." in name:
-            return 1, shard * queries, queries
-        if ".gate_proj." in name or ".up_proj." in name:
-            return 0, shard * own.intermediate, own.intermediate
-        if ".down_proj." in name:
-            return 1, shard * own.intermediate, own.intermediate
-        return None
+        queries, neurons = own.heads * own.head_dim, own.intermediate
+        keys = first_kv_head(whole, self._placement) * own.head_dim, own.kv_heads * own.head_dim
+        parts = {
+            "embed_tokens": (0, shard * own.vocabulary_rows, own.vocabulary_rows),
+            "lm_head": (0, shard * own.vocabulary_rows, own.vocabulary_rows),
+            "q_proj": (0, shard * queries, queries),
+            "k_proj": (0, *keys),
+            "v_proj": (0, *keys),
+            "o_proj": (1, shard * queries, queries),
+            "gate_proj": (0, shard * neurons, neurons),
+            "up_proj": (0, shard * neurons, neurons),
+            "down_proj": (1, shard * neurons, neurons),
+        }
+        return parts.get(name.split(".")[-2])

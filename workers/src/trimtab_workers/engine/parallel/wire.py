@@ -40,6 +40,9 @@ class Kind(IntEnum):
     DONE = 7
 
 
+_KINDS = frozenset(kind.value for kind in Kind)
+
+
 class WireError(ValueError):
     """Bytes that no rank of this release sends; the group ends."""
 
@@ -68,7 +71,7 @@ def head(data: bytes) -> tuple[int, Kind, int]:
         WireError: Another version, or a kind or a length that is never sent.
     """
     length, version, kind, number = HEAD.unpack(data)
-    if version != VERSION or kind not in Kind or length > MAX_FRAME_BYTES:
+    if version != VERSION or kind not in _KINDS or length > MAX_FRAME_BYTES:
         raise WireError(
             f"A frame of version {version}, kind {kind} and {length} bytes came, and version {VERSION} "
             "is spoken here. Run all ranks from one release."
@@ -113,12 +116,7 @@ class TokenWindow:
 
 
 def step_frame(number: int, *, model: int, layers: int | None, plan: StepPlan) -> Frame:
-    """Encode a step of a model, by its place in the model set.
-
-    Args:
-        number: Counts this group's steps.
-        layers: Layers to run, None for all.
-    """
+    """Encode a group's `number`th step, of a model by its place in the model set."""
     words, tokens, slots = array("i"), array("i"), array("i")
     for row in plan.rows:
         end = row.start + row.count

@@ -183,9 +183,7 @@ class GgufCheckpoint:
         layer, part, kind = match.groups()
         return f"blk.{layer}.{_LAYER_NAMES[part]}.{kind}"
 
-    def _dequantise(
-        self, entry: GgufTensor, rows: tuple[int, int] | None
-    ) -> np.ndarray[Any, Any]:
+    def _dequantise(self, entry: GgufTensor, rows: tuple[int, int] | None) -> np.ndarray[Any, Any]:
         import numpy as np  # noqa: PLC0415 - headers are read where numpy is absent
         from gguf import GGMLQuantizationType, dequantize  # noqa: PLC0415 - half a second
 
@@ -193,7 +191,10 @@ class GgufCheckpoint:
         start, stop = rows or (0, entry.shape[0])
         row = size // entry.shape[0]
         raw = np.fromfile(
-            self._path, dtype=np.uint8, count=(stop - start) * row, offset=entry.offset + start * row
+            self._path,
+            dtype=np.uint8,
+            count=(stop - start) * row,
+            offset=entry.offset + start * row,
         )
         blocks = raw.reshape(stop - start, -1) if len(entry.shape) > 1 else raw
         kind = GGMLQuantizationType(entry.kind)
