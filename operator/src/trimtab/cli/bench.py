@@ -41,6 +41,31 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="bursts on one of three models: recompute, swap, lending idle weights, or static vLLM",
         extra="engine",
     ),
+    "calibrate": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="one GPU: link, memory, interference, compaction, pinning",
+        extra="engine",
+    ),
+    "decode": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="one GPU: decode steps beside the time that their bytes take to read",
+        extra="engine",
+    ),
+    "exact": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="one GPU: streamed layers beside the resident model, bit for bit",
+        extra="engine",
+    ),
+    "active": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="one GPU: steps with streamed layers beside the formula, and the slot rule",
+        extra="engine",
+    ),
+    "c2c": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="one GPU: EMULATION of a fast link by copies within its memory",
+        extra="engine",
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trimtab_workers.engine.kernels import decode, norm, rotate
+from trimtab_workers.engine.kernels import decode, norm, rotate, weight_only
 
 _H100 = GPUTarget("cuda", 90, 32)
 _TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -100,6 +100,14 @@ def main(folder: Path) -> None:
             1,
         ),
     }
+    for kind in ("i8", "fp8e4nv"):
+        jobs[f"product_{kind}"] = (
+            weight_only._weight_only,
+            f"*bf16 *{kind} *fp32 *bf16 *bf16 i32 i32 i32 i32",
+            {"has_bias": True, "widen": False, "block_m": 16}
+            | {"block_n": weight_only.OUTPUTS, "block_k": weight_only.INNER},
+            4,
+        )
     for name, (kernel, types, constants, warps) in jobs.items():
         compiled = compile_kernel(kernel, types, constants, warps=warps)
         print(json.dumps(facts(name, compiled, folder)))

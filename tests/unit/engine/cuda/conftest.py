@@ -18,7 +18,12 @@ with pytest.MonkeyPatch.context() as environment:
     environment.setenv("TRITON_INTERPRET", "1")
     from triton.runtime import interpreter as triton_interpreter
 
-    from trimtab_workers.engine.kernels import decode, norm, rotate  # noqa: F401 - decorated now
+    from trimtab_workers.engine.kernels import (  # noqa: F401 - decorated now
+        decode,
+        norm,
+        rotate,
+        weight_only,
+    )
 
 _patch_tensor = triton_interpreter._patch_lang_tensor
 

@@ -1,6 +1,7 @@
 """A device whose copies happen at once and whose streams keep a log of their order."""
 
 from contextlib import contextmanager
+from itertools import cycle
 
 import torch
 
@@ -42,7 +43,7 @@ class FakeDevice:
     def __init__(self):
         self.log, self.events = [], []
         self.compute = FakeStream(self.log, "compute")
-        self._names = iter(("inward", "outward"))
+        self._names = cycle(("inward", "outward"))
 
     def new_stream(self):
         return FakeStream(self.log, next(self._names))

@@ -8,7 +8,7 @@ SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
 def test_kernels_compile_for_an_h100(tmp_path):
-    """Every kernel compiles to sm_90 code without spilled registers, attention to matrix ones."""
+    """Every kernel compiles to sm_90 code without spilled registers, products to matrix ones."""
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     del environment["TRITON_INTERPRET"]
     lines = subprocess.run(
@@ -26,9 +26,11 @@ def test_kernels_compile_for_an_h100(tmp_path):
         "add_norm",
         "silu_mul",
         "rotate",
+        "product_i8",
+        "product_fp8e4nv",
     }
     for name, fact in facts.items():
         assert fact["STACK"] == fact["LOCAL"] == 0, fact
-        assert (fact["matrix_instructions"] > 0) == name.startswith("decode"), fact
+        assert (fact["matrix_instructions"] > 0) == name.startswith(("decode", "product")), fact
         # Two programs of attention per processor have to fit into its 228 KiB.
         assert fact["shared_bytes"] <= 100 << 10, fact

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
@@ -41,6 +41,10 @@ class Stream(Protocol):
 
     def wait_event(self, event: Event) -> None:
         """Let later work of this stream wait for an event of another one."""
+        ...
+
+    def wait_stream(self, stream: Stream) -> None:
+        """Let later work of this stream wait for all that another one has."""
         ...
 
     def record_event(self, event: Event) -> Event:
@@ -93,21 +97,21 @@ class CudaDevice:
         self.processors = int(properties.multi_processor_count)
         self.product = str(properties.name)
 
-    def new_stream(self) -> torch.cuda.Stream:
+    def new_stream(self) -> Stream:
         """Make a stream that runs beside the current one."""
-        return torch.cuda.Stream(self.place)  # type: ignore[no-untyped-call] # torch's own gap
+        return cast("Stream", torch.cuda.Stream(self.place))  # type: ignore[no-untyped-call] # torch's own gap
 
-    def new_event(self) -> torch.cuda.Event:
+    def new_event(self) -> Event:
         """Make an event with timing; without, waiting is not cheaper by anything that matters."""
-        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # the same
+        return cast("Event", torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call] # the same
 
-    def current_stream(self) -> torch.cuda.Stream:
+    def current_stream(self) -> Stream:
         """Return the stream that kernels go to."""
-        return torch.cuda.current_stream(self.place)
+        return cast("Stream", torch.cuda.current_stream(self.place))
 
-    def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[object]:
+    def on(self, stream: Stream) -> AbstractContextManager[object]:
         """Send what the block launches to a stream."""
-        return torch.cuda.stream(stream)
+        return torch.cuda.stream(cast("torch.cuda.Stream", stream))
 
     def synchronize(self) -> None:
         """Block until the device is idle."""

@@ -84,6 +84,7 @@ class CudaRunner:
     Attributes:
         layers: Layers to run; None runs all (fingerprints stop early).
         gate: What streamed layers wait for; None while all are resident.
+        graphs: Where decode steps are recorded; None runs them eagerly.
     """
 
     def __init__(
@@ -114,22 +115,29 @@ class CudaRunner:
         self._columns = -(-max_positions // BLOCK_TOKENS)
         self._max_seqs = max_seqs
         self._processors = processors
-        self._graphs = graphs
+        self.graphs = graphs
         self._inputs: dict[int, tuple[StepInputs, _State]] = {}
         self._widen = widen
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's rows and sample where a sequence's end is reached.
 
         Raises:
             NanLogitsError: The logits are NaN; nothing was committed.
         """
+        logits, sequences = self.logits(plan)
+        return choose(logits, sequences) if sequences else StepResult(())
+
+    @torch.inference_mode()
+    def logits(self, plan: StepPlan) -> tuple[torch.Tensor, list[Sequence]]:
+        """Compute a plan's rows; return float32 logits of those that end a sequence, and whose.
+
+        After a decode step the logits are a buffer that the next such step overwrites.
+        """
         if len(self._tables) > 2 * self._max_seqs:
             self._tables.keep_only([row.sequence for row in plan.rows])
-        if not plan.prefill and self._graphs is not None and self.layers is None:
-            logits = self._replay(plan, self._graphs)
-            return choose(logits, [row.sequence for row in plan.decode])
+        if not plan.prefill and self.graphs is not None and self.layers is None:
+            return self._replay(plan, self.graphs), [row.sequence for row in plan.decode]
         batch = mixed_batch(
             plan.decode,
             plan.prefill,
@@ -148,10 +156,9 @@ class CudaRunner:
                 sequences.append(row.sequence)
         state = _State(batch)
         self._run_gated(state, len(self.model.layers[: self.layers]))
-        if not ends:
-            return StepResult(())
-        self._finish(state, torch.tensor(ends, device=self._place))
-        return choose(state.logits, sequences)
+        if ends:
+            self._finish(state, torch.tensor(ends, device=self._place))
+        return state.logits, sequences
 
     def _splits(self, rows: int) -> int:
         return splits_for(

@@ -13,6 +13,11 @@ MODULES: Final[Mapping[str, str]] = {
     "engine-throughput": "throughput",
     "cpu-peer": "cpu_peer",
     "cpu-idle": "cpu_idle",
+    "calibrate": "gpu.calibrate",
+    "decode": "gpu.decode",
+    "exact": "gpu.exact",
+    "active": "gpu.active",
+    "c2c": "gpu.c2c",
 }
 
 
