@@ -1,8 +1,11 @@
 """Packed products, slab arithmetic, attention's padding."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
+from trimtab_workers.engine import linear as linear_module
 from trimtab_workers.engine.arena import Arena, UnitShape, choose_slab
 from trimtab_workers.engine.attention import padded_keys
 from trimtab_workers.engine.errors import OutOfMemoryError
@@ -25,6 +28,34 @@ def test_packing(shape: tuple[int, int], dtype: torch.dtype):
     assert torch.equal(linear.rows(index), plain[index])
     if isinstance(linear, PackedLinear):
         assert linear._weight.data_ptr() == address
+
+
+@pytest.fixture
+def fresh_tools() -> Iterator[None]:
+    """Looks for torch's packing anew, before and after."""
+    linear_module._tools.cache_clear()
+    yield
+    linear_module._tools.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_tools")
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError, ValueError])
+@pytest.mark.parametrize("part", ["__init__", "size", "bytes_of", "over"])
+def test_a_torch_without_this_private_interface_serves(
+    part: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+):
+    """Where torch lacks the packing, or has it with other arguments, products are right without."""
+
+    def gone(*_: object) -> object:
+        raise error("not in this torch")
+
+    monkeypatch.setattr(linear_module._Tools, part, gone)
+    plain = torch.randn(64, 96)
+    linear = pack_in_place(plain.clone())
+    assert linear_module._tools() is None
+    assert type(linear) is not PackedLinear
+    x = torch.randn(5, 96)
+    torch.testing.assert_close(linear(x), Linear(plain)(x), atol=1e-3, rtol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
