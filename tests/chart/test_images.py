@@ -60,6 +60,20 @@ def test_images_are_built_in_two_stages_and_run_as_nobody(path: Path) -> None:
             assert (ROOT / source).exists(), source
 
 
+def test_the_gpu_image_can_compile_and_claims_no_gpu() -> None:
+    """Triton needs a compiler, which slim bases lack, and a writable cache; a pod without a claim sees no GPU."""
+    text = (ROOT / "images" / "worker-cuda" / "Dockerfile").read_text()
+    base = re.search(r"^ARG BASE=(.*)$", text, re.MULTILINE)
+    assert base is not None
+    assert "slim" not in base[1]
+    environment = dict(re.findall(r"(TRITON_CACHE_DIR|NVIDIA_\w+)=(\S+)", text))
+    assert environment == {
+        "TRITON_CACHE_DIR": "/tmp/triton",
+        "NVIDIA_VISIBLE_DEVICES": "void",
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+    }
+
+
 def test_the_gateway_needs_only_what_its_image_installs() -> None:
     """With every other dependency of the distribution hidden, the gateway still imports."""
     assert gateway_requirements() <= dependencies()

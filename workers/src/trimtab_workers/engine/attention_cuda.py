@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
 from trimtab_workers.engine.config import BLOCK_TOKENS
+from trimtab_workers.engine.device import upload
 from trimtab_workers.engine.kernels.decode import decode_attention
 
 if TYPE_CHECKING:
@@ -215,20 +216,16 @@ def mixed_batch(
     first = len(decode)
     for row in prefill:
         end = row.start + row.count
-        slots = np.asarray(tables.slots(row.sequence)[: -(-end // BLOCK_TOKENS)], dtype=np.int64)
+        slots = tables.slots(row.sequence)[: -(-end // BLOCK_TOKENS)]
         at = np.arange(row.start, end)
-        columns = np.stack(
-            (
-                np.asarray(row.sequence.tokens[row.start : end], dtype=np.int64),
-                at,
-                slots[at // BLOCK_TOKENS] * _TOKEN_ROWS + at % BLOCK_TOKENS,
-            )
+        written = np.asarray(slots)[at // BLOCK_TOKENS] * _TOKEN_ROWS + at % BLOCK_TOKENS
+        on_device = upload(
+            [*row.sequence.tokens[row.start : end], *at.tolist(), *written.tolist(), *slots], place
         )
-        on_device = torch.from_numpy(columns).to(place)
-        ids.append(on_device[0])
-        positions.append(on_device[1])
-        writes.append(on_device[2])
-        chunks.append(Chunk(first, row.count, end, torch.from_numpy(slots).to(place)))
+        fields, slots_there = on_device[: _FIELDS * row.count], on_device[_FIELDS * row.count :]
+        for parts, part in zip((ids, positions, writes), fields.view(_FIELDS, -1), strict=True):
+            parts.append(part)
+        chunks.append(Chunk(first, row.count, end, slots_there))
         first += row.count
     return StepBatch(
         token_ids=torch.cat(ids),

@@ -17,6 +17,7 @@ from trimtab_workers.engine.errors import ConfigError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Sequence as Items
     from contextlib import AbstractContextManager
 
 
@@ -163,6 +164,15 @@ class CudaDevice:
             yield buffer
         finally:
             runtime.cudaHostUnregister(buffer.data_ptr())
+
+
+def upload(values: Items[int], place: torch.device) -> torch.Tensor:
+    """Return integers on a device, int64, without waiting for its stream.
+
+    From pageable memory a copy would first wait for everything that was launched before.
+    """
+    near = torch.tensor(values, dtype=torch.int64, pin_memory=place.type == "cuda")
+    return near.to(place, non_blocking=True)
 
 
 def open_device(name: str) -> CudaDevice | None:

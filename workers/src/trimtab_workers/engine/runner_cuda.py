@@ -20,6 +20,7 @@ from trimtab_workers.engine.attention_cuda import (
     mixed_batch,
 )
 from trimtab_workers.engine.config import BLOCK_TOKENS
+from trimtab_workers.engine.device import upload
 from trimtab_workers.engine.graphs import GraphCache, GraphKey, Segment, spans
 from trimtab_workers.engine.kernels.decode import splits_for
 from trimtab_workers.engine.kernels.norm import add_norm, silu_mul
@@ -154,10 +155,12 @@ class CudaRunner:
             if row.sample:
                 ends.append(at - 1)
                 sequences.append(row.sequence)
+        # Before the layers are launched: their end is not waited for.
+        wanted = upload(ends, self._place)
         state = _State(batch)
         self._run_gated(state, len(self.model.layers[: self.layers]))
         if ends:
-            self._finish(state, torch.tensor(ends, device=self._place))
+            self._finish(state, wanted)
         return state.logits, sequences
 
     def _splits(self, rows: int) -> int:
@@ -258,7 +261,7 @@ class CudaRunner:
 
     def clear(self, blocks: Iterable[Block]) -> None:
         """Zero blocks whose contents may be NaN before others reuse them."""
-        slots = torch.tensor([b.slot for b in blocks], dtype=torch.int64, device=self._place)
+        slots = upload([block.slot for block in blocks], self._place)
         for view in self._views:
             view.index_fill_(0, slots, 0.0)
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trimtab_workers.engine.device import upload
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Sequence as Items
@@ -216,7 +218,7 @@ class CudaTransfer:
         """Rows of blocks, layer by layer within each block."""
         step = layout.blocks_per_slab
         rows = [slot + layer * step for slot in slots for layer in range(layout.layers)]
-        return torch.tensor(rows, dtype=torch.int64).to(self._device.place)
+        return upload(rows, self._device.place)
 
     def _groups(
         self, layout: KvLayout, pairs: Items[tuple[int, int]], size: int
