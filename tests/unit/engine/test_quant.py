@@ -52,7 +52,9 @@ def test_product(shape: tuple[int, int], precision: str):
     linear, _ = _stored(weight, precision, bias=bias)
     x = torch.randn(20, shape[1]).bfloat16()
     expected = x.float() @ _reference(weight, precision).T + bias.float()
-    torch.testing.assert_close(linear(x).float(), expected, atol=0.15, rtol=1e-2)
+    # Weights and results are rounded to bf16, whose last bit is 1/256 of a value.
+    far = (linear(x).float() - expected).norm() / expected.norm()
+    assert far < 1 / 256 + 1 / 256
     index = torch.tensor([0, shape[0] - 1])
     rows = _reference(weight, precision)[index]
     torch.testing.assert_close(linear.rows(index).float(), rows, atol=1e-2, rtol=1e-2)
@@ -158,8 +160,6 @@ def test_indivisible_sizes(precision: str, glass_en: Path):
 def test_answers_paris(precision: str, smollm2: Path):
     """Quantised SmolLM2 knows the capital of France."""
     engine = an_engine(smollm2, dtype=precision, max_model_len=128, max_seqs=2)
-    prompt = engine.tokenizer("m").apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}]
-    )
-    [output] = run(engine, a_request("r", prompt, max_tokens=40, ignore_eos=False))
-    assert output.text == "The capital of France is Paris."
+    prompt = engine.tokenizer("m").encode("The capital of France is")
+    [output] = run(engine, a_request("r", prompt, max_tokens=2))
+    assert output.text == " Paris."

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # Layouts are chosen for a number of rows; this one is best or near it from 1 to 512.
 _PACK_ROWS = 32
 _LAYOUT_MKLDNN = 3
-_ROW_BLOCKS = (64, 48, 32, 16)
+ROW_BLOCKS = (64, 48, 32, 16)
 
 
 class Linear:
@@ -106,17 +106,21 @@ class BlockedLinear(PackedLinear):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply rows, shape [rows, in] to [rows, out]."""
-        kernels, pool = library.library(), library.pool(torch.get_num_threads())
-        x = x.contiguous()
-        y = torch.empty(len(x), self._matrix.out)
-        if kernels is None or kernels.tt_linear(
-            pool, self._matrix, x.data_ptr(), y.data_ptr(), len(x)
-        ):
-            raise RuntimeError(
-                f"The native product refused {tuple(x.shape)} rows for a weight of shape "
-                f"{tuple(self._weight.shape)}; this is a bug, please report it with your model set."
-            )
+        y = native_product(self._matrix, x)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+def native_product(matrix: library.Matrix, x: torch.Tensor) -> torch.Tensor:
+    """Multiply rows, shape [rows, in], by a matrix in the kernels' layout; fp32 [rows, out]."""
+    kernels, pool = library.library(), library.pool(torch.get_num_threads())
+    x = x.contiguous()
+    y = torch.empty(len(x), matrix.out)
+    if kernels is None or kernels.tt_linear(pool, matrix, x.data_ptr(), y.data_ptr(), len(x)):
+        raise RuntimeError(
+            f"The native product refused rows of shape {tuple(x.shape)} for a weight of {matrix.out} "
+            f"x {matrix.inner}; this is a bug, please report it with your model set."
+        )
+    return y
 
 
 def pack_in_place(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -141,7 +145,7 @@ def pack_in_place(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Lin
 def _pack_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     out, inner = weight.shape
     pair = 4 // weight.itemsize
-    block = next((block for block in _ROW_BLOCKS if out % block == 0), 0)
+    block = next((block for block in ROW_BLOCKS if out % block == 0), 0)
     if not block or inner % 2 or library.library() is None:
         return Linear(weight, bias)
     raw = weight.view(out // block, block, inner // pair, pair).transpose(1, 2).contiguous()
@@ -156,7 +160,7 @@ def _raw_layout(weight: torch.Tensor, packed: torch.Tensor, tools: _Tools) -> to
     if tools.size(packed) != weight.nbytes or inner % pair:
         return None
     raw = tools.bytes_of(packed, weight.nbytes).view(weight.dtype)
-    for block in _ROW_BLOCKS:
+    for block in ROW_BLOCKS:
         if out % block == 0:
             shaped = raw.view(out // block, inner // pair, block, pair)
             if torch.equal(shaped.transpose(1, 2).reshape(out, inner), weight):

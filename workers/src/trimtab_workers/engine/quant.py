@@ -6,11 +6,12 @@ time; the same checkpoint gives the same bytes.
 
 - int8, symmetric: w ≈ code · scale, codes -127 … 127, row-major.
 - int4, asymmetric: w ≈ (code - 8) · scale + offset, codes 0 … 15; per group the range from least to
-  greatest weight. Two codes share a byte, in the order that torch's kernel for this CPU reads.
+  greatest weight. Two codes share a byte.
 
-Products run on torch's own kernels, which read the codes without unpacking them to memory. Each row
-has the same bits for any number of rows beside it (measured; tests hold it). These kernels win while
-reading weights is what a step waits for, and lose to bf16 where arithmetic is: prompts.
+The order of the codes is that of the kernel that multiplies: the native ones (tiles decoded to bf16
+in a near cache) where they are compiled and the sizes fit, else torch's own. Torch's win while
+reading weights is what a step waits for, and lose to bf16 where arithmetic is: prompts. On both, a
+row has the same bits for any number of rows beside it (tests hold it).
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from trimtab.planning.precision import (
     codes_bytes,
     padded,
 )
-from trimtab_workers.engine.linear import Linear, pack_in_place
+from trimtab_workers.engine.linear import ROW_BLOCKS, Linear, native_product, pack_in_place
 from trimtab_workers.engine.memory import TORCH_DTYPES
+from trimtab_workers.engine.native import library
+from trimtab_workers.engine.native.library import LANES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,6 +73,43 @@ class _Quantised(Linear):
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
+
+
+class CodesLinear(_Quantised):
+    """Codes in the native kernels' order (forward_kernels.h, `decode`), multiplied by them."""
+
+    __slots__ = ("_matrix",)
+
+    def __init__(
+        self,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        *,
+        shape: tuple[int, int],
+        precision: str,
+        bias: torch.Tensor | None,
+    ) -> None:
+        super().__init__(codes, scales, inner=shape[1], bias=bias)
+        self._matrix = library.Matrix(
+            data=codes.data_ptr(),
+            scales=scales.data_ptr(),
+            out=shape[0],
+            inner=shape[1],
+            block=_block(shape[0]),
+            kind=library.KINDS[precision],
+        )
+
+    def described(self, alive: list[torch.Tensor]) -> library.Matrix:
+        """Return the kernels' description, with the bias; put what it points to into `alive`."""
+        matrix = library.Matrix.from_buffer_copy(self._matrix)
+        alive += [self._weight, self._scales]
+        if self.bias is not None:
+            alive.append(self.bias.float().contiguous())
+            matrix.bias = alive[-1].data_ptr()
+        return matrix
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        return native_product(self._matrix, x).to(x.dtype)
 
 
 class Int8Linear(_Quantised):
@@ -193,6 +233,13 @@ def _store_int8(
     bias: torch.Tensor | None,
 ) -> Linear:
     rows, columns = shape
+    if _native(shape, multiple=4):
+        order = torch.empty(shape, dtype=torch.int8)
+        for at, chunk in _chunks(parts):
+            order[at : at + len(chunk)], scales[at : at + len(chunk)] = quantise_int8(chunk)
+        codes = codes[: order.numel()]
+        codes.copy_(_signed_magnitudes(_zipped(_blocked(order))).flatten())
+        return CodesLinear(codes, scales[:rows], shape=shape, precision="int8", bias=bias)
     inner = padded(columns, INT8_COLUMNS)
     matrix = codes[: rows * inner].view(torch.int8).view(rows, inner)
     matrix[:, columns:].zero_()
@@ -213,7 +260,7 @@ def _store_int4(
 ) -> Linear:
     rows, columns = shape
     out, inner = padded(rows, INT4_ROWS), padded(columns, INT4_GROUP)
-    packed = codes[: out * inner // 2].view(out, inner // 2)
+    codes = codes[: out * inner // 2]
     pairs = scales[: inner // INT4_GROUP * out * 2].view(inner // INT4_GROUP, out, 2)
     # Torch packs whole blocks of rows, and parts end anywhere: codes of the whole matrix wait here.
     unpacked = torch.zeros(out, inner, dtype=torch.uint8)
@@ -222,10 +269,42 @@ def _store_int4(
     for at, chunk in _chunks(parts):
         end = at + len(chunk)
         unpacked[at:end], pairs[:, at:end] = quantise_int4(_padded_columns(chunk, inner))
+    if _native(shape, multiple=INT4_GROUP):
+        # Sixteen columns of a step: the first eight in lower halves of bytes, the last in upper.
+        halves = _blocked(unpacked).reshape(-1, 2, LANES)
+        torch.bitwise_or(halves[:, 0], halves[:, 1] << 4, out=codes.view(-1, LANES))
+        return CodesLinear(codes, pairs, shape=shape, precision="int4", bias=bias)
+    packed = codes.view(out, inner // 2)
     for start in range(0, out, _ROWS_AT_ONCE):
         some = unpacked[start : start + _ROWS_AT_ONCE].int()
         packed[start : start + _ROWS_AT_ONCE] = pack(some, 1)
     return Int4Linear(packed, pairs, shape=shape, bias=bias)
+
+
+def _native(shape: tuple[int, int], *, multiple: int) -> bool:
+    return bool(_block(shape[0])) and shape[1] % multiple == 0 and library.library() is not None
+
+
+def _block(rows: int) -> int:
+    return next((block for block in ROW_BLOCKS if rows % block == 0), 0)
+
+
+def _blocked(codes: torch.Tensor) -> torch.Tensor:
+    """Return codes as [rows / block, columns / 2, block, 2], like packed bf16."""
+    rows, columns = codes.shape
+    block = _block(rows)
+    return codes.view(rows // block, block, columns // 2, 2).transpose(1, 2)
+
+
+def _zipped(blocked: torch.Tensor) -> torch.Tensor:
+    """Return 64 codes of two steps and 16 columns together, a quarter of each step in turn."""
+    blocks, steps, block, _ = blocked.shape
+    split = blocked.reshape(blocks, steps // 2, 2, block // LANES, 4, 8)
+    return split.permute(0, 1, 3, 4, 2, 5)
+
+
+def _signed_magnitudes(codes: torch.Tensor) -> torch.Tensor:
+    return codes.abs().to(torch.uint8) | (codes < 0).to(torch.uint8) << 7
 
 
 def _chunks(parts: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:

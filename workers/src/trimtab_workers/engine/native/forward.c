@@ -10,6 +10,9 @@
  *   values [kv_heads][16 / pair][head_dim][pair]
  * so that scores and mixtures are the same kernel as a matrix product, without shuffles.
  *
+ * int8 and int4 weights are decoded to bf16, a tile of columns at a time, and multiplied as such: a
+ * tile stays in a near cache, so that memory is read as codes alone and prompts cost what bf16 costs.
+ *
  * A row's bits do not depend on its neighbours: every output element has one accumulator that runs
  * over the inner dimension in order, whatever the number of rows, threads or chunks. Keep it so.
  *
@@ -31,22 +34,28 @@
 #include <immintrin.h>
 #endif
 
-#define ABI 1
+#define ABI 2
 #define TOKENS 16 /* of a KV block */
 #define LANES 16  /* floats of a vector */
 #define TILE 64   /* columns of a tile */
 #define TILE_QUERIES 12
+#define GROUP 32 /* inner elements that share an int4 scale */
 #define MAX_THREADS 256
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 
-enum kind { FP32 = 0, BF16 = 1 };
+enum kind { FP32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 enum status { OK = 0, NAN_LOGITS = 1, BAD_STEP = -1, BAD_TOKEN = -2, BAD_POSITION = -3,
               BAD_SLOT = -4, SCRATCH_SHORT = -5, BAD_MODEL = -6 };
 enum mode { STORE, ADD, GATE, LOGITS, BEST };
 
 /* The structures below are mirrored field by field in bindings.py; change ABI with them. */
-typedef struct { const void *data; const float *bias; int32_t out, in, block, kind; } Matrix;
+typedef struct {
+  const void *data;
+  const float *bias;
+  const void *scales; /* of INT8 and INT4, see decode */
+  int32_t out, in, block, kind;
+} Matrix;
 typedef struct {
   Matrix qkv, out, gate_up, down;
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
@@ -195,12 +204,20 @@ typedef struct {
   void *middle;       /* [rows][intermediate] */
   Best *best;         /* [threads][samples] */
   QueryTile *tiles;
+  char *decoded;      /* per thread: two tiles of columns in bf16, where weights are quantised */
   char *own;          /* per thread: scores, probabilities, mixture, queries of a tile */
-  int64_t own_bytes, longest;
+  int64_t own_bytes, decoded_bytes, longest;
   int32_t tile_count, tile_rows, tile_queries, nan;
 } Job;
 
-typedef struct { const Matrix *matrix; const void *x; float *y; int64_t rows; } LinearJob;
+typedef struct {
+  const Matrix *matrix;
+  const void *x;
+  float *y;
+  int64_t rows;
+  char *decoded;
+  int64_t decoded_bytes;
+} LinearJob;
 
 static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -213,6 +230,13 @@ static int64_t own_bytes(const Model *m, int64_t keys) {
   int64_t queries = (int64_t)rows_per_tile(m) * (m->heads / m->kv_heads);
   int64_t padded = (keys + TILE - 1) / TILE * TILE;
   return aligned(queries * padded * 4) * 2 + aligned(queries * m->head_dim * 4) * 2 + 64;
+}
+
+static int quantised(const Matrix *m) { return m->kind == INT8 || m->kind == INT4; }
+
+/* Of two tiles of the widest matrix's columns; 0 where nothing is decoded. */
+static int64_t decoded_bytes(const Matrix *m, int64_t in) {
+  return quantised(m) ? aligned(2 * TILE * in * 2) : 0;
 }
 
 /* Lay the buffers out from `base`; with NULL only the size counts. */
@@ -232,6 +256,9 @@ static int64_t lay_out(Job *job, const Model *m, int64_t rows, int64_t samples, 
   TAKE(tiles, (rows + segments) * (int64_t)sizeof(QueryTile));
   job->own_bytes = own_bytes(m, keys);
   TAKE(own, job->own_bytes * threads);
+  int64_t widest = m->hidden > m->intermediate ? m->hidden : m->intermediate;
+  job->decoded_bytes = decoded_bytes(&m->layer->qkv, widest > heads ? widest : heads);
+  TAKE(decoded, job->decoded_bytes * threads);
 #undef TAKE
   return at + 64;
 }
@@ -248,6 +275,20 @@ typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t i16 __attribute__((vector_size(64)));
 typedef uint32_t u16 __attribute__((vector_size(64)));
 typedef uint16_t h16 __attribute__((vector_size(32)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+/* The bytes of 0 … 127 as bf16. */
+static _Alignas(64) struct { uint8_t low[128], high[128]; } magnitudes;
+
+__attribute__((constructor)) static void fill_magnitudes(void) {
+  for (int i = 0; i < 128; i++) {
+    float value = (float)i;
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    magnitudes.low[i] = (uint8_t)(bits >> 16);
+    magnitudes.high[i] = (uint8_t)(bits >> 24);
+  }
+}
 
 #define JOIN2(a, b, c) a##_##b##_##c
 #define JOIN(a, b, c) JOIN2(a, b, c)
@@ -281,7 +322,7 @@ typedef uint16_t h16 __attribute__((vector_size(32)));
 #include "forward_both.h"
 #undef SET
 
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,fma,prefer-vector-width=512")
 #define SET avx512bf16
 #define DOT_BF16 1
 #include "forward_both.h"
@@ -317,7 +358,8 @@ static int has(const char *name) {
   __builtin_cpu_init();
   int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (!strcmp(name, "avx512bf16")) return wide && __builtin_cpu_supports("avx512bf16");
+  if (!strcmp(name, "avx512bf16"))
+    return wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
   if (!strcmp(name, "avx512")) return wide;
   if (!strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
@@ -346,6 +388,17 @@ static int good_matrix(const Matrix *w, int64_t out, int64_t in, int kind) {
          out % LANES == 0 && w->block >= LANES && w->block % LANES == 0 && out % w->block == 0;
 }
 
+/* A layer's matrix: of the model's kind, or codes where that is bf16. */
+static int good_weight(const Matrix *w, int64_t out, int64_t in, int kind, int codes) {
+  Matrix dense = *w;
+  if (w->kind != codes) return 0;
+  if (quantised(w)) {
+    if (!w->scales || kind != BF16 || in % (w->kind == INT4 ? GROUP : 4)) return 0;
+    dense.kind = BF16;
+  }
+  return good_matrix(&dense, out, in, kind);
+}
+
 /* OK, or BAD_MODEL where a shape or a pointer is not one that the kernels can read. */
 EXPORT int32_t tt_check_model(const Model *m) {
   int64_t d = m->hidden, heads = (int64_t)m->heads * m->head_dim, ff = m->intermediate;
@@ -363,8 +416,11 @@ EXPORT int32_t tt_check_model(const Model *m) {
   if (m->head.data && !good_matrix(&m->head, m->vocab, d, m->kind)) return BAD_MODEL;
   for (int i = 0; i < m->layers; i++) {
     const Layer *l = &m->layer[i];
-    if (!good_matrix(&l->qkv, columns, d, m->kind) || !good_matrix(&l->out, d, heads, m->kind) ||
-        !good_matrix(&l->gate_up, 2 * ff, d, m->kind) || !good_matrix(&l->down, d, ff, m->kind) ||
+    int kind = m->kind, codes = m->layer->qkv.kind;
+    if (!good_weight(&l->qkv, columns, d, kind, codes) ||
+        !good_weight(&l->out, d, heads, kind, codes) ||
+        !good_weight(&l->gate_up, 2 * ff, d, kind, codes) ||
+        !good_weight(&l->down, d, ff, kind, codes) ||
         !l->attention_norm || !l->mlp_norm || !l->q_norm != !l->k_norm)
       return BAD_MODEL;
   }
@@ -421,12 +477,18 @@ EXPORT int32_t tt_step(Pool *pool, const Model *m, const Step *s) {
   return job.nan ? NAN_LOGITS : OK;
 }
 
-/* y = x · Wᵀ + b for a packed W; x is [rows][in] in W's type, y is [rows][out] in fp32. */
+/* y = x · Wᵀ + b for a packed W; x is [rows][in] in W's type (bf16 for codes), y [rows][out] fp32. */
 EXPORT int32_t tt_linear(Pool *pool, const Matrix *m, const void *x, float *y, int64_t rows) {
-  if (!good_matrix(m, m->out, m->in, m->kind) || !x || !y || rows < 1) return BAD_MODEL;
+  int kind = quantised(m) ? BF16 : m->kind;
+  if (!good_weight(m, m->out, m->in, kind, m->kind) || !x || !y || rows < 1) return BAD_MODEL;
   if (atomic_load(&chosen) == NULL && tt_choose("") == NULL) return BAD_MODEL;
   const Variant *v = atomic_load(&chosen);
-  LinearJob job = {m, x, y, rows};
-  pool_run(pool, m->kind == BF16 ? v->linear_bf16 : v->linear_fp32, &job);
+  LinearJob job = {m, x, y, rows, NULL, decoded_bytes(m, m->in)};
+  if (job.decoded_bytes) {
+    job.decoded = aligned_alloc(64, (size_t)(job.decoded_bytes * pool->count));
+    if (job.decoded == NULL) return SCRATCH_SHORT;
+  }
+  pool_run(pool, kind == BF16 ? v->linear_bf16 : v->linear_fp32, &job);
+  free(job.decoded);
   return OK;
 }

@@ -22,6 +22,7 @@ from trimtab_workers.engine.native.library import (
     library,
     pool,
 )
+from trimtab_workers.engine.quant import CodesLinear
 from trimtab_workers.engine.sampling import NanLogitsError
 
 if TYPE_CHECKING:
@@ -218,6 +219,8 @@ def _address(tensor: torch.Tensor, alive: list[torch.Tensor]) -> int:
 
 
 def _matrix(linear: Linear, alive: list[torch.Tensor]) -> Matrix:
+    if isinstance(linear, CodesLinear):
+        return linear.described(alive)
     memory, block = linear.memory
     alive.append(memory)
     if block:

@@ -200,6 +200,121 @@ INLINE const T *NAME(column)(const Matrix *m, int64_t column) {
   return (const T *)m->data + block * m->block * m->in + within * PAIR;
 }
 
+#if PAIR == 2
+/* Of 16 columns' values, those of the first or last 8, each twice: as codes of a step lie. */
+INLINE v16 NAME(twice)(v16 v, int last) {
+  i16 first = {0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7};
+  return (v16)__builtin_shuffle((i16)v, first + (last ? 8 : 0));
+}
+
+INLINE void NAME(narrow2)(T *p, v16 low, v16 high) {
+#ifdef DOT_BF16
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+#else
+  NAME(narrow)(p, low);
+  NAME(narrow)(p + LANES, high);
+#endif
+}
+
+/* GCC takes generic vectors of bytes apart, hence the intrinsic where there is one. */
+INLINE i16 NAME(bytes)(const void *p) {
+#if VECTORS == 4
+  return (i16)_mm512_cvtepu8_epi32(_mm_loadu_si128(p));
+#else
+  u8x16 bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, i16);
+#endif
+}
+
+/* 64 codes, a sign and 7 bits each, to two steps of 16 columns; exact, scales come with the sum.
+ *
+ * Byte 16 · quarter + 8 · step + i is element 8 · quarter + i of a step, so that a look-up of the
+ * low and the high bytes of bf16 numbers can be zipped together. */
+INLINE void NAME(decode_int8)(const char *codes, T *first, T *second) {
+#ifdef DOT_BF16
+  __m512i code = _mm512_loadu_si512(codes), sign = _mm512_set1_epi8((char)0x80);
+  __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(magnitudes.low), code,
+                                         _mm512_load_si512(magnitudes.low + 64));
+  __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(magnitudes.high), code,
+                                          _mm512_load_si512(magnitudes.high + 64));
+  high = _mm512_ternarylogic_epi64(high, code, sign, 0xf8); /* high | code & sign */
+  _mm512_storeu_si512(first, _mm512_unpacklo_epi8(low, high));
+  _mm512_storeu_si512(second, _mm512_unpackhi_epi8(low, high));
+#else
+  for (int step = 0; step < 2; step++) {
+    for (int half = 0; half < 2; half++) {
+      char bytes[16];
+      memcpy(bytes, codes + 32 * half + 8 * step, 8);
+      memcpy(bytes + 8, codes + 32 * half + 8 * step + 16, 8);
+      i16 code = NAME(bytes)(bytes), negative = -(code >> 7);
+      code = ((code & 127) ^ negative) - negative;
+      NAME(narrow)((step ? second : first) + half * LANES, __builtin_convertvector(code, v16));
+    }
+  }
+#endif
+}
+
+/* Up to 16 steps of 16 columns from codes 0 … 15, `stride` elements apart: lower halves of bytes are the first 8 columns, upper ones the last. */
+INLINE void NAME(decode_int4)(const uint8_t *codes, int64_t block, int64_t count, v16 scale,
+                              v16 zero, T *to, int64_t stride) {
+  v16 low = NAME(twice)(scale, 0), high = NAME(twice)(scale, 1);
+  v16 low_zero = NAME(twice)(zero, 0), high_zero = NAME(twice)(zero, 1);
+  for (int64_t k = 0; k < count; k++) {
+    i16 both = NAME(bytes)(codes + k * block);
+    NAME(narrow2)(to + k * stride, __builtin_convertvector(both & 15, v16) * low + low_zero,
+                  __builtin_convertvector(both >> 4, v16) * high + high_zero);
+  }
+}
+
+/* Write columns of a quantised matrix as [in / 2][16 · vectors][2] in bf16.
+ *
+ * INT8: [out / block][in / 4][block / 16][64 codes]; scales bf16 [out], of the sums.
+ * INT4: [out / block][in / 2][block / 16][16 bytes]; scales bf16 [in / 32][out][scale, offset], a
+ * weight is (code - 8) · scale + offset. */
+#define AHEAD 4 /* groups */
+static void NAME(decode)(const Matrix *m, int64_t column, int vectors, T *to) {
+  int64_t steps = m->in / 2, block = m->block, within = column % block;
+  int64_t bytes = m->kind == INT8 ? block * 2 : block; /* of a step */
+  const char *data = (const char *)m->data + column / block * steps * bytes;
+  int64_t stride = vectors * LANES * 2, lines = bytes * GROUP / 128;
+  for (int64_t k = 0; k < steps; k += GROUP / 2) {
+    int64_t count = steps - k < GROUP / 2 ? steps - k : GROUP / 2;
+    /* Codes go faster than the CPU's own prefetch; what lies behind the tile is the next one. */
+    for (int64_t i = 0; i < lines; i++)
+      __builtin_prefetch(data + k * bytes + (i + AHEAD * lines) * 64, 0, 2);
+    for (int v = 0; v < vectors; v++) {
+      T *out = to + k * stride + v * LANES * 2;
+      if (m->kind == INT8) {
+        const char *at = data + k * bytes + (within + v * LANES) * 4;
+        for (int64_t i = 0; i < count; i += 2)
+          NAME(decode_int8)(at + i * bytes, out + i * stride, out + (i + 1) * stride);
+      } else {
+        u16 pair;
+        const T *scales = (const T *)m->scales + (k / (GROUP / 2) * m->out + column + v * LANES) * 2;
+        memcpy(&pair, scales, sizeof pair);
+        v16 scale = (v16)(pair << 16), zero = (v16)(pair & 0xffff0000u) - 8.0f * scale;
+        NAME(decode_int4)((const uint8_t *)data + k * bytes + within + v * LANES, block, count, scale,
+                          zero, out, stride);
+      }
+    }
+  }
+}
+
+/* What the sums of 16 columns are multiplied by. */
+INLINE v16 NAME(sum_scale)(const Matrix *m, int64_t column) {
+  if (m->kind != INT8) return NAME(all)(1.0f);
+  h16 half;
+  memcpy(&half, (const T *)m->scales + column, sizeof half);
+  return (v16)(__builtin_convertvector(half, u16) << 16);
+}
+#else
+INLINE v16 NAME(sum_scale)(const Matrix *m, int64_t column) {
+  (void)m, (void)column;
+  return NAME(all)(1.0f);
+}
+#endif
+
 #define NEAR_BYTES (300 << 10) /* of a column block: two of them fit into a second-level cache */
 
 typedef struct {
@@ -212,6 +327,7 @@ typedef struct {
   T *middle;
   Best *best;
   const Matrix *after; /* what this thread reads next, or NULL */
+  T *decoded;          /* two tiles, for codes */
 } NAME(Product);
 
 INLINE void NAME(epilogue)(const NAME(Product) *p, int64_t row, int rows, int64_t column,
@@ -220,7 +336,7 @@ INLINE void NAME(epilogue)(const NAME(Product) *p, int64_t row, int rows, int64_
   for (int r = 0; r < rows; r++) {
     for (int v = 0; v < vectors; v++) {
       int64_t at = column + v * LANES;
-      v16 value = NAME(load)(tile + r * TILE + v * LANES);
+      v16 value = NAME(load)(tile + r * TILE + v * LANES) * NAME(sum_scale)(m, at);
       if (m->bias && p->mode != GATE) value += NAME(load)(m->bias + at);
       float *y = p->y + (row + r) * p->y_stride + at;
       switch (p->mode) {
@@ -228,7 +344,7 @@ INLINE void NAME(epilogue)(const NAME(Product) *p, int64_t row, int rows, int64_
         case LOGITS: NAME(store)(y, value); break;
         case ADD: NAME(store)(y, NAME(load)(y) + value); break;
         case GATE: {
-          v16 up = NAME(load)(second + r * TILE + v * LANES);
+          v16 up = NAME(load)(second + r * TILE + v * LANES) * NAME(sum_scale)(m, at + m->out / 2);
           v16 gated = value / (1.0f + NAME(exponential)(-value)) * up;
           NAME(narrow)(p->middle + (row + r) * p->y_stride + at, gated);
           break;
@@ -260,6 +376,11 @@ static void NAME(product)(const NAME(Product) *p, int64_t first, int64_t last, c
   int passes = (int)((p->rows + ROWS - 1) / ROWS);
   int fetch = passes >= 4 ? 1 : passes >= 2 ? 2 : 4;
   int64_t share = steps * fetch * 64;
+  int codes = quantised(m), most = 4;
+  if (codes) {
+    after = NULL; /* the next codes are read once, in order, which the CPU foresees */
+    while (most > 1 && (int64_t)m->in * most * LANES * (int64_t)sizeof(T) > NEAR_BYTES) most--;
+  }
   if ((int64_t)m->in * TILE * (int64_t)sizeof(T) > NEAR_BYTES) fetch = 0;
   float tile[ROWS * TILE], second[ROWS * TILE];
   for (int64_t at = first; at < last;) {
@@ -269,10 +390,20 @@ static void NAME(product)(const NAME(Product) *p, int64_t first, int64_t last, c
       room = other < room ? other : room;
     }
     int vectors = (int)(last - at < room ? last - at : room);
-    if (vectors > 4) vectors = 4;
-    const T *w = NAME(column)(m, column);
-    const T *up = p->mode == GATE ? NAME(column)(m, column + half) : NULL;
-    const char *next = at + vectors < last ? (const char *)NAME(column)(m, column + vectors * LANES)
+    if (vectors > most) vectors = most;
+    int64_t block = codes ? vectors * LANES : m->block;
+    const T *w = p->decoded, *up = p->mode == GATE ? p->decoded + TILE * m->in : NULL;
+    if (codes) {
+#if PAIR == 2
+      NAME(decode)(m, column, vectors, p->decoded);
+      if (up) NAME(decode)(m, column + half, vectors, p->decoded + TILE * m->in);
+#endif
+    } else {
+      w = NAME(column)(m, column);
+      if (up) up = NAME(column)(m, column + half);
+    }
+    const char *next = codes ? NULL
+                       : at + vectors < last ? (const char *)NAME(column)(m, column + vectors * LANES)
                                            : after;
     for (int pass = 0; pass < passes; pass++) {
       int64_t row = p->rows * pass / passes;
@@ -281,11 +412,11 @@ static void NAME(product)(const NAME(Product) *p, int64_t first, int64_t last, c
       const T *x = p->x + row * p->x_stride;
       const char *ahead = next ? next + pass * share : NULL;
       if (up) {
-        NAME(block_tile)(rows, vectors, asked, x, p->x_stride, w, m->block, steps, tile,
+        NAME(block_tile)(rows, vectors, asked, x, p->x_stride, w, block, steps, tile,
                          (const char *)up + pass * share);
-        NAME(block_tile)(rows, vectors, asked, x, p->x_stride, up, m->block, steps, second, ahead);
+        NAME(block_tile)(rows, vectors, asked, x, p->x_stride, up, block, steps, second, ahead);
       } else {
-        NAME(block_tile)(rows, vectors, asked, x, p->x_stride, w, m->block, steps, tile, ahead);
+        NAME(block_tile)(rows, vectors, asked, x, p->x_stride, w, block, steps, tile, ahead);
       }
       NAME(epilogue)(p, row, rows, column, vectors, tile, second);
     }
@@ -470,10 +601,11 @@ INLINE int64_t NAME(vectors)(const Matrix *m, const Layer *l) {
   return m->out / LANES / (m == &l->gate_up ? 2 : 1);
 }
 
-static void NAME(multiply)(const Layer *l, NAME(Product) p, int id, int threads) {
+static void NAME(multiply)(const Job *job, const Layer *l, NAME(Product) p, int id, int threads) {
+  p.decoded = (T *)(job->decoded + id * job->decoded_bytes);
   int64_t vectors = NAME(vectors)(p.matrix, l);
   const char *after = NULL;
-  if (p.after) {
+  if (p.after && !quantised(p.after)) {
     int64_t first = NAME(part)(NAME(vectors)(p.after, l), id, threads);
     after = (const char *)NAME(column)(p.after, first * LANES);
   }
@@ -487,7 +619,7 @@ static void NAME(run_layer)(Job *job, int index, int id, int threads) {
   int64_t first = NAME(part)(rows, id, threads), last = NAME(part)(rows, id + 1, threads);
   NAME(norm_rows)(job, l->attention_norm, first, last);
   barrier(job->pool);
-  NAME(multiply)(l, (NAME(Product)){&l->qkv, STORE, job->hidden, d, rows, job->qkv, l->qkv.out,
+  NAME(multiply)(job, l, (NAME(Product)){&l->qkv, STORE, job->hidden, d, rows, job->qkv, l->qkv.out,
                                       NULL, NULL, &l->out}, id, threads);
   barrier(job->pool);
   NAME(write_rows)(job, index, first, last);
@@ -499,18 +631,18 @@ static void NAME(run_layer)(Job *job, int index, int id, int threads) {
                  job->own + id * job->own_bytes);
   }
   barrier(job->pool);
-  NAME(multiply)(l, (NAME(Product)){&l->out, ADD, job->mixed, part, rows, job->x, d, NULL, NULL,
+  NAME(multiply)(job, l, (NAME(Product)){&l->out, ADD, job->mixed, part, rows, job->x, d, NULL, NULL,
                                       &l->gate_up}, id, threads);
   barrier(job->pool);
   NAME(norm_rows)(job, l->mlp_norm, first, last);
   barrier(job->pool);
-  NAME(multiply)(l, (NAME(Product)){&l->gate_up, GATE, job->hidden, d, rows, NULL,
+  NAME(multiply)(job, l, (NAME(Product)){&l->gate_up, GATE, job->hidden, d, rows, NULL,
                                       m->intermediate, job->middle, NULL, &l->down}, id, threads);
   barrier(job->pool);
   const Matrix *next = index + 1 < job->step->last ? &m->layer[index + 1].qkv
                        : job->step->samples        ? &m->head
                                                    : NULL;
-  NAME(multiply)(l, (NAME(Product)){&l->down, ADD, job->middle, m->intermediate, rows, job->x, d,
+  NAME(multiply)(job, l, (NAME(Product)){&l->down, ADD, job->middle, m->intermediate, rows, job->x, d,
                                       NULL, NULL, next}, id, threads);
   barrier(job->pool);
 }
@@ -527,7 +659,7 @@ static void NAME(run_head)(Job *job, int id, int threads) {
     memset(mine[n].index, 0, sizeof mine[n].index + sizeof mine[n].nan);
   }
   barrier(job->pool);
-  NAME(multiply)(m->layer, (NAME(Product)){&m->head, s->logits ? LOGITS : BEST, job->hidden, d, count,
+  NAME(multiply)(job, m->layer, (NAME(Product)){&m->head, s->logits ? LOGITS : BEST, job->hidden, d, count,
                                       s->logits, m->vocab, NULL, mine, NULL}, id, threads);
   barrier(job->pool);
   if (s->logits || id) return;
@@ -564,6 +696,7 @@ static void NAME(run_linear)(void *argument, int id, int threads) {
   const LinearJob *job = argument;
   const Matrix *m = job->matrix;
   int64_t vectors = m->out / LANES;
-  NAME(Product) p = {m, STORE, job->x, m->in, job->rows, job->y, m->out, NULL, NULL, NULL};
+  NAME(Product) p = {m,    STORE, job->x, m->in, job->rows, job->y, m->out, NULL, NULL, NULL,
+                     (T *)(job->decoded + id * job->decoded_bytes)};
   NAME(product)(&p, NAME(part)(vectors, id, threads), NAME(part)(vectors, id + 1, threads), NULL);
 }

@@ -14,10 +14,10 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-ABI = 1
+ABI = 2
 NAN_LOGITS = 1
 LANES = 16
-KINDS = {"fp32": 0, "bf16": 1}
+KINDS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 
 
 class Matrix(Structure):
@@ -26,6 +26,7 @@ class Matrix(Structure):
     _fields_ = (
         ("data", c_void_p),
         ("bias", c_void_p),
+        ("scales", c_void_p),
         ("out", c_int32),
         ("inner", c_int32),
         ("block", c_int32),
