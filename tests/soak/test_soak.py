@@ -32,6 +32,7 @@ async def check(folder: Path, *, pressure: str, seconds: float, expected: Answer
     assert min(report.answers, report.aborted, report.turned_away, report.refused_files) > 0
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("pressure", PRESSURES)
 async def test_a_minute_of_mixed_load(tmp_path: Path, pressure: str, expected: Answers):
     """Streams, aborts, models that come and go and a full arena leave nothing behind."""
