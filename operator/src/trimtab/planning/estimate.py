@@ -127,6 +127,7 @@ def evaluate(
         block_tokens=capabilities.block_tokens,
         fingerprint=source.fingerprint,
         policy=policy,
+        processes=config.tensor_parallel_size * config.pipeline_parallel_size,
     )
     built = replica(memory.kv_tokens)
     capacity = built.capacity()

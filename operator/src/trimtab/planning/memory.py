@@ -116,8 +116,12 @@ def memory_plan(
     block_tokens: int,
     fingerprint: Fingerprint | None,
     policy: PlannerPolicy,
+    processes: int = 1,
 ) -> MemoryPlan:
-    """Return the memory of a replica whose KV cache holds at least ``kv_tokens`` tokens."""
+    """Return the memory of a replica whose KV cache holds at least ``kv_tokens`` tokens.
+
+    A replica of several ``processes`` needs as many interpreters; a fingerprint counts them all.
+    """
     exact = weight_bytes(architecture, depth=depth, precision=precision)
     weights, kv, tokens = _arena(
         architecture,
@@ -127,7 +131,7 @@ def memory_plan(
         kv_tokens=kv_tokens,
         block_tokens=block_tokens,
     )
-    overhead, measured = _overhead(fingerprint, weights=exact, policy=policy)
+    overhead, measured = _overhead(fingerprint, weights=exact, policy=policy, processes=processes)
     total = weights + exact + kv + overhead
     return MemoryPlan(
         weights=weights,
@@ -174,11 +178,11 @@ def _arena(
 
 
 def _overhead(
-    fingerprint: Fingerprint | None, *, weights: int, policy: PlannerPolicy
+    fingerprint: Fingerprint | None, *, weights: int, policy: PlannerPolicy, processes: int
 ) -> tuple[int, bool]:
     rows = fingerprint.memory if fingerprint is not None else ()
     if rows:
         # Activations and libraries do not grow with depth; the larger row covers noise.
         return max(row.activation + row.non_torch + row.graphs for row in rows), True
     share = weights * policy.unmeasured_weight_overhead_permille // 1000
-    return policy.unmeasured_overhead_bytes + share, False
+    return processes * policy.unmeasured_overhead_bytes + share, False

@@ -61,7 +61,7 @@ def space(
                 tensor_parallel_size=tp,
                 pipeline_parallel_size=pp,
             )
-            why = _unsupported(config, snapshot)
+            why = _unsupported(config, model, snapshot)
             if why is None:
                 configs.append(config)
             else:
@@ -84,7 +84,7 @@ def space(
         intent,
         "tensorParallelSizes and pipelineParallelSizes",
         (*(pins.tensor_parallel_sizes or (1,)), *(pins.pipeline_parallel_sizes or (1,))),
-        f"product cpu runs sizes {caps.tensor_parallel_sizes} and {caps.pipeline_parallel_sizes}",
+        " and ".join(dict.fromkeys(one.why_not.rstrip(".") for one in refused)),
         "Remove the pins",
     )
 
@@ -213,7 +213,9 @@ def _threads_by_model(snapshot: FleetSnapshot) -> dict[str, int]:
     return found
 
 
-def _unsupported(config: Config, snapshot: FleetSnapshot) -> tuple[Lost, str] | None:
+def _unsupported(
+    config: Config, model: ModelView, snapshot: FleetSnapshot
+) -> tuple[Lost, str] | None:
     caps = snapshot.capabilities
     if config.precision not in caps.precisions:
         return (
@@ -232,6 +234,26 @@ def _unsupported(config: Config, snapshot: FleetSnapshot) -> tuple[Lost, str] | 
                 f"with pipeline parallel size {sizes[1]} on {config.product}."
             ),
         )
+    why = _indivisible(config, model)
+    return None if why is None else ("ParallelismUnsupported", why)
+
+
+def _indivisible(config: Config, model: ModelView) -> str | None:
+    """Return why a model or its threads do not divide over the ranks of a replica."""
+    ranks = config.tensor_parallel_size
+    heads, kv_heads = model.architecture.attention_heads, model.architecture.kv_heads
+    if config.pipeline_parallel_size > 1:
+        return (
+            f"Pipeline parallel size {config.pipeline_parallel_size} cannot be predicted: "
+            "fingerprints measure one stage."
+        )
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        return (
+            f"Tensor parallel size {ranks} does not divide the model's {heads} attention heads and "
+            f"{kv_heads} key heads."
+        )
+    if config.threads % ranks:
+        return f"Tensor parallel size {ranks} does not divide {config.threads} threads."
     return None
 
 

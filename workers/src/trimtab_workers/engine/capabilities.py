@@ -32,7 +32,7 @@ CAPABILITIES = Capabilities(
     precisions=("bf16", "fp32", "int8", "int4"),
     kv_precisions=("bf16", "fp32"),
     devices=("cpu",),
-    tensor_parallel_sizes=(1,),
-    pipeline_parallel_sizes=(1,),
+    tensor_parallel_sizes=(1, 2, 4),
+    pipeline_parallel_sizes=(1, 2),
     pressures=("recompute",),
 )

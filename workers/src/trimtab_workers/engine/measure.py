@@ -22,6 +22,7 @@ from trimtab_workers.engine.config import (
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.models.llama import fixed_bytes, layer_bytes
 from trimtab_workers.engine.models.shape import LlamaShape
+from trimtab_workers.engine.parallel.placement import Placement, rank_shape
 from trimtab_workers.engine.sequence import Sequence
 from trimtab_workers.engine.stepper import step
 from trimtab_workers.engine.types import Request, SamplingParams
@@ -56,6 +57,8 @@ class StepMeter:
     Args:
         hf_config: Its `num_hidden_layers` is the greatest depth that can be measured.
         dtype: Of the weights; KV cache and activations are bf16 where it is int8 or int4.
+        threads: Of each rank.
+        tensor_parallel_size: Ranks of a group, which this process starts; end it with `close`.
         max_sequences: Greatest batch.
         max_context: Greatest context, cached and chunk together.
         max_chunk: Greatest prefill chunk.
@@ -68,6 +71,7 @@ class StepMeter:
         *,
         dtype: str = "bf16",
         threads: int = 1,
+        tensor_parallel_size: int = 1,
         max_sequences: int = 8,
         max_context: int = 1024,
         max_chunk: int = 512,
@@ -90,7 +94,13 @@ class StepMeter:
                     ),
                 ),
                 threads=threads,
-                memory_bytes=_memory_bytes(config, dtype, (max_sequences + 1) * longest),
+                tensor_parallel_size=tensor_parallel_size,
+                memory_bytes=_memory_bytes(
+                    config,
+                    dtype,
+                    (max_sequences + 1) * longest,
+                    placement=Placement(tensor=tensor_parallel_size),
+                ),
                 max_model_len=longest,
                 max_batch_tokens=max_chunk + max_sequences,
                 max_seqs=max_sequences + 1,
@@ -178,8 +188,14 @@ class StepMeter:
             sequence.computed = computed
             scheduler.running.append(sequence)
 
+    def close(self) -> None:
+        """End the other ranks, if there are any."""
+        self.engine.ranks.close()
+
     def memory(self, *, chunk: int) -> MemoryRow:
-        """Measure the memory of a model of the full depth.
+        """Measure the memory of a model of the full depth, of all ranks together.
+
+        Ranks are alike, so this process's bytes count once for each.
 
         Args:
             chunk: Prompt tokens of the step whose allocations are watched.
@@ -188,17 +204,21 @@ class StepMeter:
         weights = tenant.unit.layer_bytes * tenant.unit.layers + tenant.fixed_bytes
         slabs = self.engine.arena_bytes
         activation = _peak_allocation(lambda: self.measure_step(chunk=chunk))
+        ranks = self.engine.ranks.size
         return MemoryRow(
             depth=self.depth,
-            weights=weights,
-            activation=activation,
-            non_torch=max(0, _resident_bytes() - slabs - tenant.fixed_bytes),
+            weights=ranks * weights,
+            activation=ranks * activation,
+            non_torch=ranks * max(0, _resident_bytes() - slabs - tenant.fixed_bytes),
         )
 
 
-def _memory_bytes(config: Mapping[str, Any], dtype: str, tokens: int) -> int:
-    """Bytes for weights and the KV of so many tokens, generously rounded."""
-    shape = LlamaShape.from_hf_config(config, where="the measured configuration")
+def _memory_bytes(
+    config: Mapping[str, Any], dtype: str, tokens: int, *, placement: Placement
+) -> int:
+    """Bytes of one rank for weights and the KV of so many tokens, generously rounded."""
+    whole = LlamaShape.from_hf_config(config, where="the measured configuration")
+    shape = rank_shape(whole, placement, model=_NAME)
     weights = fixed_bytes(shape, dtype) + shape.layers * layer_bytes(shape, dtype)
     kv = shape.kv_bytes_per_token_layer(dtype) * shape.layers * tokens
     slack = 4 * shape.layer_elements * 4

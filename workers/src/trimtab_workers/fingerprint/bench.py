@@ -56,19 +56,35 @@ class EngineBench:
         *,
         dtype: str,
         threads: int,
+        tensor_parallel_size: int = 1,
         points: Sequence[GridPoint],
         cache_bytes: int,
     ) -> None:
+        ranks = tensor_parallel_size
+        # A rank waits for the others, so only alone is computing all that a step takes.
         self._meter = StepMeter(
             hf_config,
             dtype=dtype,
-            threads=threads,
+            threads=threads // ranks,
+            tensor_parallel_size=ranks,
             max_sequences=max(1, *(p.batch for p in points)),
             max_context=max(max(p.context, p.cached + p.chunk) for p in points),
             max_chunk=max(1, *(p.chunk for p in points)),
             clock=ComputeClock() if threads == 1 else None,
-            prepare=ColdCaches(cache_bytes) if cache_bytes else None,
+            prepare=self._cool if cache_bytes else None,
         )
+        self._ranks = ranks
+        self._cache_bytes = cache_bytes
+        self._caches = ColdCaches(cache_bytes) if cache_bytes else None
+
+    def _cool(self) -> None:
+        self._meter.engine.ranks.empty_caches(_CACHE_MULTIPLE * self._cache_bytes)
+        if self._caches is not None:
+            self._caches()
+
+    def close(self) -> None:
+        """End the other ranks, if there are any."""
+        self._meter.close()
 
     def step_seconds(self, point: GridPoint, *, depth: int) -> float:
         """Run one step and return how long it took."""
@@ -88,8 +104,9 @@ class EngineBench:
         self._meter.measure_step(chunk=chunk)
         resident = _resident_bytes()
         row = self._meter.memory(chunk=chunk)
-        known = self._meter.engine.arena_bytes + row.weights
-        return row.depth, row.weights, row.activation, max(0, min(row.non_torch, resident - known))
+        known = self._meter.engine.arena_bytes + row.weights // self._ranks
+        others = max(0, min(row.non_torch, self._ranks * (resident - known)))
+        return row.depth, row.weights, row.activation, others
 
 
 def _resident_bytes() -> int:

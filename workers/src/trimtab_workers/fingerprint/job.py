@@ -51,6 +51,7 @@ class Specification:
     architecture: Architecture
     precision: str
     threads: int
+    tensor_parallel_size: int
     points: tuple[GridPoint, ...]
     max_seconds: float
 
@@ -75,6 +76,13 @@ class Specification:
         _require(data, "kvPrecision", (compute_precision(str(data["precision"])),))
         _require(data, "product", ("cpu",))
         _require(data, "tensorParallelSize", CAPABILITIES.tensor_parallel_sizes)
+        ranks = int(data["tensorParallelSize"])
+        threads = _positive(data, "threads", 1)
+        if threads % ranks:
+            raise SpecificationError(
+                f"Fingerprint specification's threads is {threads}, which its tensorParallelSize of "
+                f"{ranks} does not divide. Give a multiple of {ranks}."
+            )
         try:
             architecture = Architecture.from_dict(data.get("architecture") or {})
             points = grid_of(data.get("grid", "cpu"))
@@ -83,7 +91,8 @@ class Specification:
         return cls(
             architecture=architecture,
             precision=str(data["precision"]),
-            threads=_positive(data, "threads", 1),
+            threads=threads,
+            tensor_parallel_size=ranks,
             points=points,
             max_seconds=_positive(data, "maxSeconds", _DEFAULT_SECONDS),
         )
@@ -100,6 +109,7 @@ def fingerprint(spec: Specification, *, clock: Callable[[], float] = time.monoto
             truncated(spec.architecture, depth=depth, points=spec.points),
             dtype=spec.precision,
             threads=spec.threads,
+            tensor_parallel_size=spec.tensor_parallel_size,
             points=points,
             cache_bytes=machine.cache_bytes() if cold else 0,
         )
@@ -107,12 +117,16 @@ def fingerprint(spec: Specification, *, clock: Callable[[], float] = time.monoto
     largest = GridPoint(chunk=min(_MEMORY_CHUNK, max(p.chunk for p in spec.points)))
     memory = []
     for depth in (1, 2):
-        row = bench(depth, (largest,), cold=False).memory_row(chunk=largest.chunk)
+        small = bench(depth, (largest,), cold=False)
+        row = small.memory_row(chunk=largest.chunk)
+        small.close()
+        del small
         memory.append(MemoryPoint(**dict(zip(_MEMORY, (*row, 0), strict=True))))
         gc.collect()
         machine.log("memory_measured", depth=depth, activation=row[2], non_torch=row[3])
+    deep = bench(1 + DISTANCES[-1], spec.points, cold=True)
     measured = measure(
-        bench(1 + DISTANCES[-1], spec.points, cold=True),
+        deep,
         spec.points,
         seconds=max(1.0, spec.max_seconds - (clock() - began)),
         clock=clock,
@@ -120,10 +134,12 @@ def fingerprint(spec: Specification, *, clock: Callable[[], float] = time.monoto
             "fingerprint_progress", points=done, of=of, relative_error=round(error, 4)
         ),
     )
+    deep.close()
     seconds = clock() - began
     share = (time.process_time() - computed) / max(1e-9, seconds * spec.threads)
     notes: tuple[Note, ...] = measured.notes
-    if share < _CONTENDED_SHARE:
+    # Ranks wait for each other on an idle machine too: their share says nothing about others.
+    if share < _CONTENDED_SHARE and spec.tensor_parallel_size == 1:
         notes = (*notes, "Contended")
     machine.log(
         "fingerprint_measured",
@@ -156,6 +172,7 @@ def key_of(spec: Specification) -> FingerprintKey:
         threads=spec.threads,
         precision=spec.precision,
         kv_precision=compute_precision(spec.precision),
+        tensor_parallel_size=spec.tensor_parallel_size,
         engine=ENGINE,
         engine_version=ENGINE_VERSION,
     )

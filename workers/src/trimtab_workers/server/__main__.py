@@ -7,7 +7,9 @@ import asyncio
 import dataclasses
 import logging
 import os
+import signal
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from trimtab_workers.server.slot import ServedEngine
 
 log = logging.getLogger("trimtab_workers.server")
+
+LOST_SECONDS = 8.0
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
         shown["models"] = {model.name: f"{model.path}, {model.dtype}" for model in config.models}
         log.info("configured", extra={"config": shown})
-        return Engine(config)
+        return Engine(config, on_group_lost=lost.set_and_stop)
 
+    lost = _Lost()
     log.info("starting", extra={"version": release, "pid": os.getpid()})
     try:
         asyncio.run(serve(settings, build=build))
@@ -75,7 +80,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         log.error("cannot_listen", extra={"reason": str(error)})  # noqa: TRY400 - the sentence says all
         return 1
-    return 0
+    return 1 if lost.is_set else 0
+
+
+class _Lost:
+    """What a worker does when one of its ranks has ended: answer what runs, then end with 1.
+
+    The engine fails every request, so the drain is short; whatever hangs is cut off.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def set_and_stop(self) -> None:
+        """Begin the end; called on a thread of the group."""
+        self.is_set = True
+        last = threading.Timer(LOST_SECONDS, os._exit, (1,))
+        last.daemon = True
+        last.start()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -184,12 +184,17 @@ def selector(owner: Owner) -> dict[str, str]:
 
 def _model_set(placement: Placement) -> Manifest:
     rollout = placement.rollout
+    ranks = rollout.config.tensor_parallel_size * rollout.config.pipeline_parallel_size
     return {
         "v": 1,
         "revision": 1,
         "device": "cpu",
-        "threads": rollout.config.threads,
-        "memory_bytes": rollout.arena_bytes,
+        "threads": max(1, rollout.config.threads // ranks),
+        **_parallel(rollout),
+        # Of each rank; norms are on every one, and so may be most of a slab of waste.
+        "memory_bytes": rollout.arena_bytes
+        if ranks == 1
+        else -(-102 * rollout.arena_bytes // (100 * ranks)),
         "max_model_len": rollout.max_model_len,
         "max_batch_tokens": rollout.max_batch_tokens,
         "max_seqs": rollout.max_seqs,
@@ -205,6 +210,15 @@ def _model_set(placement: Placement) -> Manifest:
             }
         ],
     }
+
+
+def _parallel(rollout: Rollout) -> dict[str, int]:
+    """Return the sizes above 1: a model set without them is what older workers read too."""
+    sizes = {
+        "tensor_parallel_size": rollout.config.tensor_parallel_size,
+        "pipeline_parallel_size": rollout.config.pipeline_parallel_size,
+    }
+    return {name: size for name, size in sizes.items() if size > 1}
 
 
 def _config_map(home: Home, name: str, model_set: Manifest) -> Manifest:

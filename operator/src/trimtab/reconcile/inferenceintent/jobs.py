@@ -181,7 +181,7 @@ def fingerprint_job(
     threads = max(1, need.threads)
     parameters = need.architecture.fixed_parameters() + 2 * need.architecture.layer_parameters()
     # Random weights are drawn in fp32 and kept in the precision asked for.
-    memory = _ENGINE_BYTES + (4 + 2) * parameters
+    memory = need.tensor_parallel_size * _ENGINE_BYTES + (4 + 2) * parameters
     measure = container(
         name="fingerprint",
         defaults=settings.pod_defaults,
