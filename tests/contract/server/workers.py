@@ -69,7 +69,12 @@ class Worker:
 
 @contextmanager
 def a_worker(
-    file: Path, model_root: Path, *, extras: bool = True, shutdown_seconds: float = 30
+    file: Path,
+    model_root: Path,
+    *,
+    extras: bool = True,
+    shutdown_seconds: float = 30,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[Worker]:
     """Start a worker; it is killed at the end if it still runs."""
     program = ("-m", "trimtab_workers.server") if extras else ("-c", WITHOUT_EXTRAS)
@@ -80,7 +85,9 @@ def a_worker(
             *("--port", "0", "--admin-port", "0", "--metrics-port", "0"),
         ],
         stderr=subprocess.PIPE,
-        env=os.environ | {"TRIMTAB_BIND_ADDRESS": "127.0.0.1", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"TRIMTAB_BIND_ADDRESS": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        | (environment or {}),
     )
     worker = Worker(process)
     try:
@@ -90,7 +97,11 @@ def a_worker(
 
 
 def a_model_set(
-    file: Path, *models: dict[str, str], revision: int = 1, memory_bytes: int = 64_000_000
+    file: Path,
+    *models: dict[str, str],
+    revision: int = 1,
+    memory_bytes: int = 64_000_000,
+    **more: Any,
 ) -> Path:
     """Write a model set; models are fp32 unless they say otherwise."""
     document = {
@@ -99,6 +110,7 @@ def a_model_set(
         "memory_bytes": memory_bytes,
         "max_seqs": 8,
         "models": [{"dtype": "fp32"} | model for model in models],
+        **more,
     }
     file.write_text(json.dumps(document))
     return file

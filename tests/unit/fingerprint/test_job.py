@@ -41,6 +41,8 @@ def test_a_specification_is_read():
     spec = Specification.parse(_spec(threads=2))
     assert spec.architecture == SMOLLM2
     assert (spec.threads, spec.max_seconds, len(spec.points)) == (2, 60, 7)
+    spec = Specification.parse(_spec(threads=2, tensorParallelSize=2))
+    assert (spec.threads, key_of(spec).threads, key_of(spec).tensor_parallel_size) == (2, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,8 @@ def test_a_specification_is_read():
         (_spec(precision="fp8"), "precision is 'fp8'; this engine measures bf16, fp32"),
         (_spec(kvPrecision="fp32"), "kvPrecision is 'fp32'"),
         (_spec(product="NVIDIA-L4"), "product is 'NVIDIA-L4'"),
-        (_spec(tensorParallelSize=2), "tensorParallelSize is 2"),
+        (_spec(tensorParallelSize=3), "tensorParallelSize is 3; this engine measures 1, 2, 4"),
+        (_spec(tensorParallelSize=2, threads=3), "threads is 3, which its tensorParallelSize of 2"),
         (_spec(threads=0), "threads is 0"),
         (_spec(grid="all"), "grid is 'all'"),
         (_spec(architecture={}), "lacks"),
