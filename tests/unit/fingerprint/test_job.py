@@ -7,7 +7,7 @@ from trimtab.planning.fingerprint import parse
 from trimtab.planning.step_model import fit
 from trimtab_workers.fingerprint import __main__ as job_main
 from trimtab_workers.fingerprint import machine
-from trimtab_workers.fingerprint.job import Specification, SpecificationError
+from trimtab_workers.fingerprint.job import Specification, SpecificationError, key_of
 
 TINY = {
     "family": "llama",
