@@ -41,6 +41,11 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="bursts on one of three models: recompute, swap, lending idle weights, or static vLLM",
         extra="engine",
     ),
+    "accuracy": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="bits per token of a text by precision of the weights, their bytes and step times",
+        extra="engine",
+    ),
     "calibrate": Bench(
         module="trimtab_workers.engine.bench",
         doc="one GPU: link, memory, interference, compaction, pinning",

@@ -10,6 +10,7 @@ from trimtab.planning.explain import alternatives, binding, chosen
 from trimtab.planning.objectives import Judged, footprint
 from trimtab.planning.plan import FleetPlan, GroupPlan, IntentPlan, Reason, Verdict
 from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.precision import loses_accuracy
 from trimtab.planning.replan import keeps, switching_cost, was_edited
 from trimtab.planning.sharing import (
     Sharing,
@@ -393,4 +394,13 @@ def _notes(case: Case, pick: _Pick | None, snapshot: FleetSnapshot) -> tuple[str
             "No cost is shown: add cpuHour and memoryGiBHour to prices.yaml in ConfigMap "
             "trimtab-prices."
         )
+    model = case.intent.model
+    if pick is not None and model is not None:
+        precision = pick.judged.option.config.precision
+        if loses_accuracy(precision, own=model.precision):
+            notes.append(
+                f"spec.constraints.precisions allows {precision}, which keeps fewer bits than the "
+                f"checkpoint's {model.precision}: what it loses in accuracy is not measured for "
+                "this model (`trimtab bench accuracy` does)."
+            )
     return tuple(notes)

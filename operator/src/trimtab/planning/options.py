@@ -8,6 +8,7 @@ from itertools import product
 from trimtab.planning.estimate import Source, evaluate, find_source
 from trimtab.planning.plan import Alternative, Lost, Option
 from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.precision import loses_accuracy
 from trimtab.planning.snapshot import Assignment, Config, FleetSnapshot, IntentView, ModelView
 from trimtab.planning.workload import PlannedLoad
 
@@ -61,7 +62,7 @@ def space(
                 tensor_parallel_size=tp,
                 pipeline_parallel_size=pp,
             )
-            why = _unsupported(config, model, snapshot)
+            why = _unsupported(config, model, snapshot) or _unproven(config, intent, model)
             if why is None:
                 configs.append(config)
             else:
@@ -71,6 +72,8 @@ def space(
     if configs or not refused:
         return Space(configs=tuple(configs), refused=tuple(_one_each(refused)), problem="")
     caps = snapshot.capabilities
+    if refused[0].reason == "AccuracyLoss":
+        return Space(configs=(), refused=(), problem=f"{_object(intent)}: {refused[0].why_not}")
     if refused[0].reason == "PrecisionUnsupported":
         pinned = pins.precisions or (f"{model.precision} (the checkpoint's own)",)
         return _empty(
@@ -255,6 +258,25 @@ def _indivisible(config: Config, model: ModelView) -> str | None:
     if config.threads % ranks:
         return f"Tensor parallel size {ranks} does not divide {config.threads} threads."
     return None
+
+
+def _unproven(config: Config, intent: IntentView, model: ModelView) -> tuple[Lost, str] | None:
+    """Return why a precision cannot be shown to keep within a bound on accuracy; None if it can.
+
+    Nothing measures a model's loss yet, so any bound excludes every precision that may lose.
+    """
+    bound = intent.constraints.max_accuracy_loss_percent
+    if bound is None or not loses_accuracy(config.precision, own=model.precision):
+        return None
+    return (
+        "AccuracyLoss",
+        (
+            f"{config.precision} keeps fewer bits than the checkpoint's {model.precision}, and its "
+            "loss of accuracy is not measured, so it cannot be shown to stay within "
+            f"spec.constraints.maxAccuracyLossPercent {bound}. Allow {model.precision} in "
+            "spec.constraints.precisions, or remove the bound."
+        ),
+    )
 
 
 def _one_each(refused: list[Alternative]) -> Iterator[Alternative]:

@@ -33,6 +33,7 @@ Lost = Literal[
     "SwitchingCost",
     "PriceUnknown",
     "PrecisionUnsupported",
+    "AccuracyLoss",
     "ParallelismUnsupported",
 ]
 Binding = Literal[

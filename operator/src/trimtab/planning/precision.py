@@ -21,12 +21,18 @@ INT4_ROWS: Final = 16
 """Rows are padded with zeros to a multiple of this, for the same reason."""
 
 _PIECE_ALIGN: Final = 64
+_BITS: Final = {**{name: 8 * size for name, size in BYTES_PER_VALUE.items()}, "int8": 8, "int4": 4}
 _SCALE_BYTES: Final = 2
 
 
 def compute_precision(precision: str) -> str:
     """Return the precision of activations, KV cache and what is not quantised."""
     return "bf16" if precision in WEIGHT_ONLY else precision
+
+
+def loses_accuracy(precision: str, *, own: str) -> bool:
+    """Whether a precision keeps fewer bits of a weight than the checkpoint's own has."""
+    return _BITS.get(precision, 0) < _BITS.get(own, 0)
 
 
 def value_bytes(precision: str) -> int:

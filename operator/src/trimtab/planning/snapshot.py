@@ -59,6 +59,7 @@ class Constraints:
 
     gpu_products: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
+    max_accuracy_loss_percent: str | None = None
     tensor_parallel_sizes: tuple[int, ...] | None = None
     pipeline_parallel_sizes: tuple[int, ...] | None = None
     min_replicas: int | None = None

@@ -213,6 +213,7 @@ def _constraints(intent: InferenceIntent) -> Constraints:
     return Constraints(
         gpu_products=given.gpu_products,
         precisions=tuple(p.value for p in given.precisions) if given.precisions else None,
+        max_accuracy_loss_percent=given.max_accuracy_loss_percent,
         tensor_parallel_sizes=given.tensor_parallel_sizes,
         pipeline_parallel_sizes=given.pipeline_parallel_sizes,
         min_replicas=given.min_replicas,

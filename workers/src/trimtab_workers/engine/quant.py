@@ -233,7 +233,7 @@ def _store_int8(
     bias: torch.Tensor | None,
 ) -> Linear:
     rows, columns = shape
-    if _native(shape, multiple=4):
+    if _native(codes, shape, multiple=4):
         order = torch.empty(shape, dtype=torch.int8)
         for at, chunk in _chunks(parts):
             order[at : at + len(chunk)], scales[at : at + len(chunk)] = quantise_int8(chunk)
@@ -269,7 +269,7 @@ def _store_int4(
     for at, chunk in _chunks(parts):
         end = at + len(chunk)
         unpacked[at:end], pairs[:, at:end] = quantise_int4(_padded_columns(chunk, inner))
-    if _native(shape, multiple=INT4_GROUP):
+    if _native(codes, shape, multiple=INT4_GROUP):
         # Sixteen columns of a step: the first eight in lower halves of bytes, the last in upper.
         halves = _blocked(unpacked).reshape(-1, 2, LANES)
         torch.bitwise_or(halves[:, 0], halves[:, 1] << 4, out=codes.view(-1, LANES))
@@ -281,8 +281,9 @@ def _store_int4(
     return Int4Linear(packed, pairs, shape=shape, bias=bias)
 
 
-def _native(shape: tuple[int, int], *, multiple: int) -> bool:
-    return bool(_block(shape[0])) and shape[1] % multiple == 0 and library.library() is not None
+def _native(home: torch.Tensor, shape: tuple[int, int], *, multiple: int) -> bool:
+    fits = bool(_block(shape[0])) and shape[1] % multiple == 0
+    return fits and not home.is_cuda and library.library() is not None
 
 
 def _block(rows: int) -> int:

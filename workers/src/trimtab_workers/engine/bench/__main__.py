@@ -13,6 +13,7 @@ MODULES: Final[Mapping[str, str]] = {
     "engine-throughput": "throughput",
     "cpu-peer": "cpu_peer",
     "cpu-idle": "cpu_idle",
+    "accuracy": "accuracy",
     "calibrate": "gpu.calibrate",
     "decode": "gpu.decode",
     "exact": "gpu.exact",
