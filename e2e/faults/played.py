@@ -82,15 +82,15 @@ def report(message: dict[str, object]) -> None:
     Path(path).write_text(json.dumps(message, separators=(",", ":")))
 
 
-def state(config: Path, revision: int | None) -> dict[str, object]:
+def state(text: str) -> dict[str, object]:
     """Return contracts §6's state: every model of the set is resident."""
-    document = json.loads(config.read_text())
+    document = json.loads(text)
     models = [
         {"name": m["name"], "state": "Resident", "error": None, "running": 0, "waiting": 0}
         for m in document["models"]
     ]
     return {
-        "v": 1, "revision": revision or document["revision"], "draining": False,
+        "v": 1, "revision": document["revision"], "draining": False,
         "engine_version": "played", "models": models, "errors": [], "advice": None,
         "slabs": {"free": 10, "weights": 10, "kv": 10}, "windows": {},
         "kv": {"capacity_tokens": 4096, "used_tokens": 0},
@@ -98,11 +98,17 @@ def state(config: Path, revision: int | None) -> dict[str, object]:
 
 
 def worker(config: Path) -> None:
-    """Answer every probe and say that all models are resident, until SIGTERM."""
+    """Answer every probe and say that all models of the set are resident, until SIGTERM.
+
+    The set is what was there at the start and at each reload, as in a real worker.
+    """
+    seen = [config.read_text()]
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
-            body = json.dumps(state(config, None)).encode()
+            if self.command == "POST":
+                seen[0] = config.read_text()
+            body = json.dumps(state(seen[0])).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -32,11 +32,13 @@ from trimtab.planning.plan import (
     Confidence,
     FingerprintNeed,
     FleetPlan,
+    GroupPlan,
     IntentPlan,
     Latency,
     Option,
     Prediction,
 )
+from trimtab.planning.remap import RemapAdvice
 from trimtab.planning.snapshot import Config
 from trimtab.reconcile.operator import Operator
 from trimtab.settings import HostPathPolicy, Settings, Sources
@@ -165,17 +167,70 @@ def a_plan(view: IntentView, **changes: Any) -> IntentPlan:
     return IntentPlan(**(fields | changes))
 
 
+def grouped(*names: str) -> Callable[[FleetSnapshot, IntentView], IntentPlan]:
+    """Return a planner's decision that puts these intents into one group, the oldest founding it."""
+
+    def decide(snapshot: FleetSnapshot, view: IntentView) -> IntentPlan:
+        members = sorted(
+            (v for v in snapshot.intents if v.namespace == view.namespace and v.name in names),
+            key=lambda v: (v.created_seconds, v.name),
+        )
+        if view.name not in names:
+            return a_plan(view)
+        option = an_option(view)
+        running = {
+            a.group for a in snapshot.assignments if a.intent_uid in {m.uid for m in members}
+        }
+        group = GroupPlan(
+            id=min(running - {""}, default=members[0].group_id),
+            members=tuple(m.uid for m in members),
+            config=option.config,
+            memory_bytes=2 * option.memory_bytes,
+            arena_bytes=2 * option.arena_bytes,
+            least_memory_bytes=len(members) * 700 * 2**20,
+            least_arena_bytes=len(members) * 300 * 2**20,
+            max_model_len=option.max_model_len,
+            max_seqs=option.max_seqs,
+            max_batch_tokens=option.max_batch_tokens,
+            slowest_tpot_us=20_000,
+            advice=ADVICE,
+        )
+        return a_plan(view, group=group, remap_verdict="IdleOnly")
+
+    return decide
+
+
+ADVICE = RemapAdvice(
+    verdict="IdleOnly",
+    lend_units={},
+    alpha=0,
+    slots=0,
+    hidden_m=0.0,
+    kv_tokens_before=0,
+    kv_tokens_after=0,
+    switch_s=0.1,
+    ratio_if_forced=1.0,
+    reasons=(),
+)
+
+
 class PlayedPlanner:
     """Stands in for the planner's process."""
 
     def __init__(self) -> None:
         self.decide: Callable[[IntentView], IntentPlan] = a_plan
+        self.group: Callable[[FleetSnapshot, IntentView], IntentPlan] | None = None
         self.snapshots: list[FleetSnapshot] = []
 
     async def plan(self, snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
         self.snapshots.append(snapshot)
+        group = self.group
         return FleetPlan(
-            intents=tuple(self.decide(view) for view in snapshot.intents), policy=policy.digest()
+            intents=tuple(
+                self.decide(view) if group is None else group(snapshot, view)
+                for view in snapshot.intents
+            ),
+            policy=policy.digest(),
         )
 
     def close(self, *, kill: bool = False) -> None:
@@ -187,10 +242,17 @@ class PlayedAdmin:
 
     def __init__(self) -> None:
         self.models: list[str] = []
+        self.revision = 1
+        self.asked: list[str] = []
 
     async def get_all(self, addresses: Any, path: str) -> dict[str, Any]:
-        answer = {"v": 1, "models": [{"name": n, "state": "Resident"} for n in self.models]}
+        models = [{"name": n, "state": "Resident"} for n in self.models]
+        answer = {"v": 1, "revision": self.revision, "models": models}
         return {uid: answer if path == "/-/state" else None for uid, _ in addresses}
+
+    async def post(self, address: str, path: str) -> bool:
+        self.asked.append(path)
+        return True
 
 
 class Unobserved:

@@ -324,6 +324,7 @@ ADVICE = {
     "reasons": ["LinkTooSlow: no."],
     "lend_units": {"team-a/b": 28, "team-a/a": 0},
     "switch_s": 0.0495,
+    "source": "live",
     "ratio_if_forced": float("inf"),
 }
 
@@ -354,11 +355,38 @@ def test_the_engines_word_is_shown_where_it_gave_one() -> None:
     assert silent["remap"] == {"verdict": "IdleOnly", "reasons": []}
 
 
-@pytest.mark.parametrize("advice", [None, {}, {"verdict": "Maybe"}, "x", {"lend_units": 3}])
+@pytest.mark.parametrize(
+    "advice",
+    [
+        None,
+        {},
+        {"verdict": "Maybe", "source": "live"},
+        "x",
+        {"lend_units": 3, "source": "live"},
+        {"verdict": "IdleOnly"},
+        {"verdict": "IdleOnly", "source": "plan"},
+    ],
+)
 def test_advice_that_cannot_be_read_is_none(advice: Any) -> None:
-    """A worker of another release is heard as far as it is understood."""
+    """A worker of another release is heard as far as it is understood, one that repeats the plan not at all."""
     view = parse_engine(a_state(("a", "Resident"), advice=advice))
     assert view == EngineView(models=(("team-a/a", "Resident", ""),))
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("out_of_memory", "OutOfMemory"),
+        ("SlabMismatch", "SlabMismatch"),
+        ("a-b c", "ABC"),
+        (None, ""),
+    ],
+)
+def test_a_workers_words_are_written_as_statuses_write_them(said: Any, shown: str) -> None:
+    """A code of the engine becomes a reason that the API server takes."""
+    entry = {"name": "team-a/a", "state": "Failed", "error": {"reason": said, "message": "m"}}
+    view = parse_engine({"revision": 1, "models": [entry]})
+    assert view.models == (("team-a/a", "Failed", shown),)
 
 
 async def test_states_that_come_and_go_are_shown_once_a_minute() -> None:
@@ -526,3 +554,33 @@ async def test_a_groups_objects_are_swept_only_without_any_owner(alive: bool) ->
     await sweeper.step()
     assert (DEPLOYMENT.kind in deleted) is not alive
     assert bool(deleted) is not alive
+
+
+@pytest.mark.parametrize("reason", ["ModelCorrupt", "SlabMismatch", "OutOfMemory"])
+def test_a_model_that_fails_is_its_own_intents_trouble(reason: str) -> None:
+    """Of two models in one pod the failed one's intent says why, and the other's goes on serving."""
+    ready = [{"type": "Ready", "status": "True"}]
+    one = pod({"metadata": {"name": "p", "uid": "p"}, "status": {"conditions": ready}})
+    state = WorkerState(
+        pod_uid="p",
+        revision=1,
+        errors=(),
+        models=(
+            ModelState(name="team-a/a", state="Lent"),
+            ModelState(name="team-a/b", state="Failed", error=(reason, "m1/b is cut short.")),
+        ),
+    )
+    plan = a_group_plan("a", "b")
+
+    def serving(name: str) -> Any:
+        record = a_record(name, sharing="Shared")
+        seen = an_observed(
+            record, plan=a_plan(record, group=plan), pods=(one,), workers={"p": state}
+        )
+        found = decide(seen, settings=SETTINGS).conditions
+        return next(c for c in found if c.type == "Serving")
+
+    assert serving("a").status == "True"
+    failed = serving("b")
+    assert (failed.status, failed.reason) == ("False", reason)
+    assert "m1/b is cut short." in failed.message

@@ -21,6 +21,9 @@ ASSUMED: Final = EngineCapabilities(
 )
 """Of the engine of this release: operator and worker images are released together."""
 
+SHARED_PRESSURE: Final = "remap-idle" if "remap-idle" in CAPABILITIES.pressures else "recompute"
+"""What a worker with several models does when blocks run short: lend idle weights, if it can."""
+
 
 def parse(state: Mapping[str, Any]) -> EngineCapabilities:
     """Read the capabilities of a `/-/state`; absent fields keep what is assumed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ ADMIN_PORT: Final = 8001
 SERVING_STATES: Final = frozenset({"Resident", "Lent", "Waking"})
 """A lent model answers: a request wakes it. Waking comes only after Lent."""
 VERDICTS: Final = frozenset({"DoNotRemap", "IdleOnly", "IdleAndActive"})
+_NOT_WORD: Final = re.compile(r"[^A-Za-z0-9]+")
 _TIMEOUT = aiohttp.ClientTimeout(total=5, connect=2)
 _AT_ONCE: Final = 32
 
@@ -71,7 +73,9 @@ def parse_engine(document: Mapping[str, Any]) -> EngineView:
     state = parse_state("", document)
     models = tuple((m.name, m.state, m.error[0] if m.error else "") for m in state.models)
     advice = document.get("advice")
-    if not isinstance(advice, dict) or advice.get("verdict") not in VERDICTS:
+    # What a worker was given and only repeats is the planner's word, not the engine's.
+    live = isinstance(advice, dict) and advice.get("source") == "live"
+    if not (live and isinstance(advice, dict)) or advice.get("verdict") not in VERDICTS:
         return EngineView(models=models)
     units = advice.get("lend_units")
     switch = advice.get("switch_s")
@@ -92,6 +96,13 @@ def parse_engine(document: Mapping[str, Any]) -> EngineView:
     )
 
 
+def word(value: Any) -> str:
+    """Return a reason or state as statuses write it: `out_of_memory` is `OutOfMemory`."""
+    parts = _NOT_WORD.split(str(value or ""))
+    text = "".join(part[:1].upper() + part[1:] for part in parts)[:128]
+    return text if text[:1].isalpha() or not text else "Unknown"
+
+
 def parse_state(pod_uid: str, document: Mapping[str, Any]) -> WorkerState:
     """Read a state document; fields of another release are passed over."""
     models = []
@@ -100,8 +111,8 @@ def parse_state(pod_uid: str, document: Mapping[str, Any]) -> WorkerState:
         models.append(
             ModelState(
                 name=str(entry.get("name") or ""),
-                state=str(entry.get("state") or ""),
-                error=(str(error.get("reason") or ""), str(error.get("message") or ""))
+                state=word(entry.get("state")),
+                error=(word(error.get("reason")), str(error.get("message") or ""))
                 if isinstance(error, dict)
                 else None,
             )

@@ -19,6 +19,7 @@ from trimtab.kube.resources import (
     NETWORK_POLICY,
     SERVICE,
 )
+from trimtab.observe.capabilities import SHARED_PRESSURE
 from trimtab.observe.digests import digest
 from trimtab.reconcile.group.rollout import GroupRollout, Joined, Present, next_rollout
 from trimtab.reconcile.inferenceintent.children import (
@@ -237,7 +238,7 @@ def _fixed_part(rollout: GroupRollout) -> dict[str, Any]:
         "max_model_len": rollout.max_model_len,
         "max_batch_tokens": rollout.max_batch_tokens,
         "max_seqs": rollout.max_seqs,
-        "pressure": "recompute",
+        "pressure": SHARED_PRESSURE,
     }
 
 
