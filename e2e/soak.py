@@ -37,8 +37,9 @@ Answers = dict[tuple[str, int], tuple[int, ...]]
 
 RSS_BOUND_BYTES = 48 << 20
 TIME_DIVISOR = 60.0
-CLIENTS = 10
-MEMORY_BYTES = 13_500_000
+CLIENTS = 24
+PHASE_SECONDS = 1.5  # after which the clients turn to another model, and two fall idle
+MEMORY_BYTES = 12_700_000  # weights, and one slab of KV cache for each model
 HOMES = ("alice", "bruno")
 GUEST = "guest"
 LANGUAGES = {"alice": "en", "bruno": "pt", GUEST: "en"}
@@ -92,12 +93,12 @@ def catalogue(count: int = 18, *, seed: int = 5) -> tuple[Ask, ...]:
     source = random.Random(seed)
     asks = []
     for index in range(count):
-        length = source.randrange(1, 70)
+        length = source.randrange(16, 80)
         asks.append(
             Ask(
                 tuple(source.randrange(4, 1000) for _ in range(length)),
                 SamplingParams(
-                    max_tokens=source.randrange(8, 127 - length),
+                    max_tokens=source.randrange(24, 127 - length),
                     temperature=(0.0, 1.0)[index % 2],
                     top_p=source.choice((1.0, 0.9)),
                     seed=source.getrandbits(40),
@@ -128,7 +129,7 @@ class ModelSetFile:
             "revision": self.revision,
             "memory_bytes": MEMORY_BYTES,
             "max_batch_tokens": 64,
-            "max_seqs": 8,
+            "max_seqs": 16,
             "pressure": self._pressure,
             "models": models,
         }
@@ -188,16 +189,16 @@ class Soak:
         return tuple(tokens)
 
     async def client(self, number: int) -> None:
-        """Ask in bursts, mostly one model, sometimes leave early, compare what comes."""
+        """Ask what all ask at this time, seldom another model; leave early now and then; compare."""
         source = random.Random(number)
+        models = (*HOMES, GUEST)
         while time.monotonic() < self.deadline:
-            favourite = source.choice((*HOMES, GUEST))
-            for _ in range(source.randrange(1, 12)):
-                await self._once(source, favourite)
-            await asyncio.sleep(source.choice((0.0, 0.02, 0.2)))
+            phase = int((self.deadline - time.monotonic()) / PHASE_SECONDS)
+            favourite = models[phase % len(models)]
+            await self._once(source, favourite if source.random() < 0.98 else source.choice(models))
+            await asyncio.sleep(source.choice((0.0, 0.0, 0.1)))
 
-    async def _once(self, source: random.Random, favourite: str) -> None:
-        name = favourite if source.random() < 0.8 else source.choice((*HOMES, GUEST))
+    async def _once(self, source: random.Random, name: str) -> None:
         index = source.randrange(len(self.asks))
         leave = source.randrange(0, 40) if source.random() < 0.2 else None
         try:
