@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -23,6 +25,12 @@ def block(arena, slot):
     """Return one block of all layers, by the definition of KvLayout."""
     size, step = LAYOUT.block_bytes, LAYOUT.blocks_per_slab
     return torch.stack([arena[(slot + i * step) * size :][:size] for i in range(LAYOUT.layers)])
+
+
+def host_blocks(places):
+    """Return host memory for so many blocks."""
+    shape = places, LAYOUT.layers, LAYOUT.block_bytes
+    return SimpleNamespace(data=torch.zeros(shape, dtype=torch.uint8))
 
 
 def order(log, *entries):
@@ -53,6 +61,18 @@ def test_load_waits_for_readers():
     assert transfer.moved_bytes == {("h2d", "wake"): 200}
 
 
+def test_units_and_zeros():
+    """A unit of a host copy arrives in its slab, and a cleared slab is zero, alone."""
+    _, arena, transfer = a_transfer()
+    copy = SimpleNamespace(unit=lambda index: torch.full((10,), index, dtype=torch.uint8))
+    transfer.load_unit(copy, 7, slab=1, slabs=1, reason="load")
+    assert arena[LAYOUT.slab_bytes :][:10].tolist() == [7] * 10
+    before = arena.clone()
+    transfer.zero(2)
+    assert not arena[2 * LAYOUT.slab_bytes : 3 * LAYOUT.slab_bytes].any()
+    assert torch.equal(arena[: 2 * LAYOUT.slab_bytes], before[: 2 * LAYOUT.slab_bytes])
+
+
 def test_stream_waits_for_its_slots_reader_alone():
     """A streamed layer's load waits for the given event, not for kernels launched since."""
     device, _, transfer = a_transfer()
@@ -74,7 +94,7 @@ def test_compaction_keeps_order():
     touched = 3 * LAYOUT.layers * LAYOUT.block_bytes
     assert int((arena != before).sum()) <= touched
     assert {entry[0] for entry in device.log} == {"compute"}
-    assert (ticket.bytes, ticket.direction) == (touched, "d2d")
+    assert (ticket.size_bytes, ticket.direction) == (touched, "d2d")
 
 
 @pytest.mark.parametrize("staged_blocks", [1, 2, 100])
@@ -83,7 +103,7 @@ def test_swap_there_and_back(monkeypatch, staged_blocks):
     size = LAYOUT.layers * LAYOUT.block_bytes
     monkeypatch.setattr(transfer_cuda, "STAGING_BYTES", staged_blocks * size)
     _, arena, transfer = a_transfer()
-    host = torch.zeros(8, size, dtype=torch.uint8)
+    host = host_blocks(8)
     slots, rows = [0, 15, 2, 27], [5, 6, 1, 0]
     held = [block(arena, slot) for slot in slots]
     transfer.swap_out(LAYOUT, host, list(zip(slots, rows, strict=True)))
@@ -105,7 +125,7 @@ def test_swapped_slots_are_free_once_packed(monkeypatch):
     size = LAYOUT.layers * LAYOUT.block_bytes
     monkeypatch.setattr(transfer_cuda, "STAGING_BYTES", size)
     device, _, transfer = a_transfer()
-    host = torch.zeros(2, size, dtype=torch.uint8)
+    host = host_blocks(2)
     ticket = transfer.swap_out(LAYOUT, host, [(0, 0), (1, 1)])
     outward = [
         number for name, what, number in device.log if (name, what) == ("outward", "records")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -34,14 +34,14 @@ class CudaTicket:
     """A copy on its way.
 
     Attributes:
-        bytes: Over the link, or within the device for `d2d`.
+        size_bytes: Over the link, or within the device for `d2d`.
         direction: `h2d`, `d2h` or `d2d`.
         started: On the copy's stream, when it may begin.
         done: On the copy's stream, after it.
         ready_seconds: Not known before it is done; 0.
     """
 
-    bytes: int
+    size_bytes: int
     reason: str
     direction: str
     started: Event
@@ -56,8 +56,25 @@ class _Wait:
     after: Event
 
 
+class HostUnits(Protocol):
+    """A model's host copy, pinned."""
+
+    def unit(self, unit: int) -> torch.Tensor:
+        """Return a unit's bytes, uint8."""
+        ...
+
+
+class HostBlocks(Protocol):
+    """Host memory for swapped blocks, pinned."""
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The bytes, uint8, shape [places, layers, block_bytes]."""
+        ...
+
+
 class CudaTransfer:
-    """Moves slabs and blocks of one arena.
+    """Moves slabs and blocks of one arena; the calls are those of docs/design/20261123-remap.md §4.
 
     Args:
         arena: All of it, uint8.
@@ -65,12 +82,14 @@ class CudaTransfer:
         assumed_link_rate: Bytes per second, until a load was timed.
 
     Attributes:
+        latency_seconds: Part of the measured rate, so 0.
         moved_bytes: By (direction, reason), of everything that was started.
     """
 
     def __init__(
         self, device: Device, *, arena: torch.Tensor, slab_bytes: int, assumed_link_rate: float
     ) -> None:
+        self.latency_seconds = 0.0
         self._device, self._arena, self._slab_bytes = device, arena, slab_bytes
         self._inward, self._outward = device.new_stream(), device.new_stream()
         self._staging = {
@@ -89,8 +108,19 @@ class CudaTransfer:
             ticket = self._loads.popleft()
             milliseconds = ticket.started.elapsed_time(ticket.done)
             if milliseconds > 0:
-                self._rates.append(1e3 * ticket.bytes / milliseconds)
+                self._rates.append(1e3 * ticket.size_bytes / milliseconds)
         return max(self._rates)
+
+    def load_unit(
+        self, copy: HostUnits, unit: int, *, slab: int, slabs: int, reason: str
+    ) -> CudaTicket:
+        """Bring a unit into the slabs from `slab` on, after every kernel launched until now."""
+        del slabs
+        return self.load(copy.unit(unit), slab=slab, reason=reason)
+
+    def zero(self, slab: int) -> None:
+        """Clear a slab, in order with the kernels; attention does not need it."""
+        self._arena[slab * self._slab_bytes :][: self._slab_bytes].zero_()
 
     def load(
         self, host: torch.Tensor, *, slab: int, reason: str, after: Event | None = None
@@ -124,6 +154,8 @@ class CudaTransfer:
     def copy_blocks(self, layout: KvLayout, pairs: Items[tuple[int, int]]) -> CudaTicket:
         """Copy whole blocks (from slot, to slot) within the arena, in order with the kernels.
 
+        Targets are free blocks: no pair's target may be another pair's source.
+
         Costs 2 bytes of memory traffic per byte twice, since rows pass through a buffer; 208 blocks
         of Llama-3-8B are 436 MB, about 0.6 ms at 3 TB/s.
         """
@@ -140,15 +172,16 @@ class CudaTransfer:
         return self._ticket(size, "compact", "d2d", started, done)
 
     def swap_out(
-        self, layout: KvLayout, host: torch.Tensor, pairs: Items[tuple[int, int]]
+        self, layout: KvLayout, host: HostBlocks, pairs: Items[tuple[int, int]]
     ) -> CudaTicket:
-        """Copy blocks (slot, host row) to the host; kernels launched later may reuse the slots.
+        """Copy blocks (slot, place) to the host; kernels launched later may reuse the slots.
 
         Args:
             layout: Where blocks lie.
-            host: Pinned uint8, shape [host rows, layers · block_bytes].
-            pairs: What goes where. Adjacent host rows leave in one copy.
+            host: Where they go.
+            pairs: What goes where. Adjacent places are written by one copy.
         """
+        places = host.data.flatten(1)
         compute, rows = self._device.current_stream(), self._rows(layout)
         self._outward.wait_event(self.mark())
         with self._device.on(self._outward):
@@ -160,25 +193,26 @@ class CudaTransfer:
                     rows, 0, self._index(layout, [slot for slot, _ in part]), out=staging
                 )
                 packed = self._outward.record_event(self._device.new_event())
-                self._runs(staging, host, [row for _, row in part], inward=False)
+                self._runs(staging, places, [row for _, row in part], inward=False)
             done = self._outward.record_event(self._device.new_event())
         compute.wait_event(packed)
-        return self._ticket(host.shape[1] * len(pairs), "swap", "d2h", started, done)
+        return self._ticket(places.shape[1] * len(pairs), "swap", "d2h", started, done)
 
     def swap_in(
-        self, layout: KvLayout, host: torch.Tensor, pairs: Items[tuple[int, int]]
+        self, layout: KvLayout, host: HostBlocks, pairs: Items[tuple[int, int]]
     ) -> CudaTicket:
-        """Copy blocks (host row, slot) to the device; `wait` for the ticket before reading them."""
+        """Copy blocks (place, slot) to the device; `wait` for the ticket before reading them."""
+        places = host.data.flatten(1)
         rows = self._rows(layout)
         self._inward.wait_event(self.mark())
         with self._device.on(self._inward):
             started = self._inward.record_event(self._device.new_event())
             for part in self._groups(layout, pairs, STAGING_BYTES):
                 staging = self._staged("h2d", layout, len(part))
-                self._runs(staging, host, [row for row, _ in part], inward=True)
+                self._runs(staging, places, [row for row, _ in part], inward=True)
                 rows.index_copy_(0, self._index(layout, [slot for _, slot in part]), staging)
             done = self._inward.record_event(self._device.new_event())
-        return self._ticket(host.shape[1] * len(pairs), "swap", "h2d", started, done)
+        return self._ticket(places.shape[1] * len(pairs), "swap", "h2d", started, done)
 
     def wait(self, ticket: CudaTicket) -> float:
         """Make kernels that are launched from now on wait for a copy.
@@ -206,7 +240,7 @@ class CudaTransfer:
         key = (direction, reason)
         self.moved_bytes[key] = self.moved_bytes.get(key, 0) + size
         return CudaTicket(
-            bytes=size, reason=reason, direction=direction, started=started, done=done
+            size_bytes=size, reason=reason, direction=direction, started=started, done=done
         )
 
     def _rows(self, layout: KvLayout) -> torch.Tensor:
