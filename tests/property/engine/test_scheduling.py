@@ -25,7 +25,8 @@ class Scheduling(RuleBasedStateMachine):
     )
     def start(self, blocks: int, budget: int, seqs: int, caching: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
         self.budget, self.seqs = budget, seqs
-        self.manager = DeviceBlockManager(range(blocks), caching=caching)
+        self.manager = DeviceBlockManager(caching=caching)
+        self.manager.grow(0, range(blocks + 1))
         self.scheduler = Scheduler(
             self.manager, model="m", max_batch_tokens=budget, max_seqs=seqs, watermark=0.02
         )
@@ -98,7 +99,11 @@ class Scheduling(RuleBasedStateMachine):
         for sequence in self.scheduler:
             for block in sequence.blocks:
                 held[id(block)] = held.get(id(block), 0) + 1
-        assert all(block.refs == held.get(id(block), 0) for block in self.manager._blocks)
+        assert all(
+            block.refs == held.get(id(block), 0)
+            for block in self.manager.blocks()
+            if block is not self.manager.zero
+        )
         assert len(self.scheduler.running) <= self.seqs
         assert all(not sequence.blocks for sequence in self.scheduler.waiting)
 
@@ -131,14 +136,20 @@ class Slabs(RuleBasedStateMachine):
             return
         before = self.arena.counts()
         try:
-            starts = self.arena.claim_weights(name, homes=homes, slabs_per_home=span)
+            starts = self.arena.claim_homes(name, homes=homes, slabs_per_home=span)
         except OutOfMemoryError:
             assert self.arena.counts() == before
             return
         slabs = [start + offset for start in starts for offset in range(span)]
         assert len(set(slabs)) == homes * span
-        assert all(self.arena[slab].model == name for slab in slabs)
-        self.models[name] = homes * span + len(self.arena.claim_kv(name, slabs=2))
+        for slab in slabs:
+            assert self.arena[slab].home is not None
+            self.arena.change(slab, "loading", model=name)
+            self.arena.change(slab, "weight")
+        grown = [slab for slab in self.arena.free_slabs() if self.arena[slab].home is None][:2]
+        for slab in grown:
+            self.arena.change(slab, "kv", model=name)
+        self.models[name] = homes * span + len(grown)
 
     @rule(name=st.sampled_from("abcd"))
     def remove(self, name: str) -> None:

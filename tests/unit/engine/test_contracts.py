@@ -118,7 +118,7 @@ def test_state_document():
         "windows",
     }
     assert state["slabs"].keys() == {"free", "weights", "kv"}
-    assert state["kv"].keys() == {"capacity_tokens", "used_tokens"}
+    assert state["kv"].keys() >= {"capacity_tokens", "used_tokens"}
     assert state["models"][0].keys() >= {"name", "state", "error", "running", "waiting"}
 
 
@@ -162,7 +162,7 @@ GOOD = {"v": 1, "revision": 1, "models": [{"name": "m", "path": "a"}]}
         ({"threads": 0}, "threads is 0"),
         ({"max_batch_tokens": True}, "max_batch_tokens is True"),
         ({"max_seqs": 65, "max_batch_tokens": 64}, "max_seqs is 65, more .* of 64.*Lower max_seqs"),
-        ({"pressure": "remap"}, "pressure is 'remap'"),
+        ({"pressure": "static:"}, "pressure is 'static:'"),
         ({"limits": {"alpha": 1}}, "unknown field 'alpha'"),
         ({"extra": 1}, "unknown field 'extra'"),
     ],

@@ -102,7 +102,7 @@ def test_weights_need_room():
     """Weights that do not fit name bytes needed and free, and take nothing."""
     arena = Arena(slab_bytes=100, slabs=3)
     with pytest.raises(OutOfMemoryError, match=r"need 400 bytes .4 slabs., but 300 bytes"):
-        arena.claim_weights("m", homes=2, slabs_per_home=2)
+        arena.claim_homes("m", homes=2, slabs_per_home=2)
     assert arena.free == 3
 
 

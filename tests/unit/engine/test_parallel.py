@@ -241,9 +241,10 @@ def test_the_check_sum_sees_slabs_and_steps():
     arenas = [Arena(slab_bytes=64, slabs=4) for _ in range(3)]
     members = [Member(Placement(rank=r, tensor=3)) for r in range(3)]
     for member, arena in zip(members, arenas, strict=True):
-        arena.claim_kv("m", slabs=2)
+        for slab in (0, 1):
+            arena.change(slab, "kv", model="m")
         member.watch(arena)
-    arenas[2].claim_kv("m", slabs=1)
+    arenas[2].change(2, "kv", model="m")
     first = [member.checksum(b"step 1") for member in members]
     assert first[0] == first[1] != first[2]
     assert members[0].checksum(b"step 2") != members[1].checksum(b"another")

@@ -13,9 +13,25 @@ from typing import TYPE_CHECKING, Literal
 from trimtab_workers.engine.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-SlabState = Literal["free", "weights", "kv"]
+SlabState = Literal["free", "kv", "draining", "loading", "weight", "slot"]
+Owner = Literal["weights", "kv_home", "kv_borrowed", "slot", "loading", "free"]
+
+OWNERS: tuple[Owner, ...] = ("weights", "kv_home", "kv_borrowed", "slot", "loading", "free")
+FIXED = -1
+_LEGAL: frozenset[tuple[SlabState, SlabState]] = frozenset(
+    {
+        ("free", "kv"),
+        ("kv", "draining"),
+        ("draining", "free"),
+        ("free", "loading"),
+        ("loading", "weight"),
+        ("weight", "kv"),
+        ("weight", "slot"),
+        ("slot", "weight"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,18 +109,43 @@ def slabs_for_weights(shape: UnitShape, slab_bytes: int) -> int:
     return shape.layers * -(-shape.layer_bytes // slab_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Homes:
+    """How a model's layers lie: `layers_per_unit` in each of `units` homes."""
+
+    units: int
+    layers_per_unit: int
+    slabs_per_home: int
+
+
+def homes_of(shape: UnitShape, slab_bytes: int) -> Homes:
+    """Cut a model into units: several small layers in a slab, or a big one over adjacent slabs."""
+    per_unit = max(1, slab_bytes // shape.layer_bytes)
+    return Homes(
+        units=-(-shape.layers // per_unit),
+        layers_per_unit=per_unit,
+        slabs_per_home=-(-shape.layer_bytes // slab_bytes),
+    )
+
+
 @dataclass(slots=True)
 class Slab:
-    """One slab; `unit` numbers the home within its model's weights."""
+    """One slab.
+
+    Attributes:
+        model: Whose bytes lie here now; None while free.
+        home: The model and unit whose place this is for as long as the model is served; None for
+            slabs of the home KV pool. A fixed region that was added live has unit FIXED.
+    """
 
     index: int
     state: SlabState = "free"
     model: str | None = None
-    unit: int | None = None
+    home: tuple[str, int] | None = None
 
 
 class Arena:
-    """Who owns each slab. Legal changes here: free → weights, free → kv, and back to free."""
+    """Who owns each slab; refuses every change that engine.md §4 does not list."""
 
     __slots__ = ("_slabs", "slab_bytes")
 
@@ -118,56 +159,130 @@ class Arena:
     def __getitem__(self, index: int) -> Slab:
         return self._slabs[index]
 
+    def __iter__(self) -> Iterator[Slab]:
+        return iter(self._slabs)
+
     @property
     def free(self) -> int:
         """Number of free slabs."""
         return sum(slab.state == "free" for slab in self._slabs)
 
-    def claim_weights(self, model: str, *, homes: int, slabs_per_home: int) -> list[int]:
-        """Take homes for a model's layers and return the first slab of each.
+    def free_slabs(self) -> list[int]:
+        """Free slabs, those of the home KV pool first: lent ones are the first to be asked back."""
+        free = [slab for slab in self._slabs if slab.state == "free"]
+        return [slab.index for slab in sorted(free, key=lambda slab: slab.home is not None)]
+
+    def pool(self) -> int:
+        """Slabs that are no model's home: the KV cache that is always there."""
+        return sum(slab.home is None for slab in self._slabs)
+
+    def change(self, index: int, state: SlabState, *, model: str | None = None) -> None:
+        """Move a slab to another state.
+
+        Args:
+            index: Its number.
+            state: The state after.
+            model: Who holds it then; None for `free`, and to keep the holder.
+
+        Raises:
+            ValueError: No legal change; a bug in the caller.
+        """
+        slab = self._slabs[index]
+        if (slab.state, state) not in _LEGAL:
+            raise ValueError(
+                f"Slab {index} of {slab.model} cannot go from {slab.state} to {state}; this is a "
+                "bug, please report it with your model set."
+            )
+        slab.state = state
+        slab.model = None if state == "free" else model or slab.model
+
+    def claim_homes(self, model: str, *, homes: int, slabs_per_home: int) -> list[int]:
+        """Make free slabs of the pool the homes of a model's units; they stay free.
 
         Args:
             model: Its name.
             homes: Number of homes; home i is unit i.
             slabs_per_home: Adjacent slabs that make one home.
 
+        Returns:
+            The first slab of each home.
+
         Raises:
             OutOfMemoryError: Too few free slabs, or too few adjacent ones; nothing was taken.
         """
-        starts: list[int] = []
-        index = 0
-        while len(starts) < homes and index + slabs_per_home <= len(self._slabs):
-            run = self._slabs[index : index + slabs_per_home]
-            if all(slab.state == "free" for slab in run):
-                starts.append(index)
-                index += slabs_per_home
-            else:
-                index += 1
+        starts = self._runs(homes, slabs_per_home)
         if len(starts) < homes:
-            need, free = homes * slabs_per_home, self.free
+            need = homes * slabs_per_home
+            free = sum(slab.state == "free" and slab.home is None for slab in self._slabs)
             raise OutOfMemoryError(
                 f"Model {model}: its layers need {need * self.slab_bytes} bytes ({need} slabs), but "
                 f"{free * self.slab_bytes} bytes ({free} slabs) are free. Raise memory_bytes."
             )
         for unit, start in enumerate(starts):
             for slab in self._slabs[start : start + slabs_per_home]:
-                slab.state, slab.model, slab.unit = "weights", model, unit
+                slab.home = model, unit
         return starts
 
-    def claim_kv(self, model: str, *, slabs: int) -> list[int]:
-        """Give up to `slabs` free slabs to a model's KV cache and return their indices."""
-        taken = [slab for slab in self._slabs if slab.state == "free"][:slabs]
-        for slab in taken:
-            slab.state, slab.model = "kv", model
-        return [slab.index for slab in taken]
+    def _runs(self, count: int, length: int) -> list[int]:
+        starts: list[int] = []
+        index = 0
+        while len(starts) < count and index + length <= len(self._slabs):
+            run = self._slabs[index : index + length]
+            if all(slab.state == "free" and slab.home is None for slab in run):
+                starts.append(index)
+                index += length
+            else:
+                index += 1
+        return starts
+
+    def claim_fixed(self, model: str, *, slabs: int) -> int:
+        """Take adjacent free slabs of the pool for a fixed region; return the first.
+
+        Raises:
+            OutOfMemoryError: There are none; nothing was taken.
+        """
+        starts = self._runs(1, slabs)
+        if not starts:
+            raise OutOfMemoryError(
+                f"Model {model}: its embedding and norms need {slabs * self.slab_bytes} bytes ({slabs} "
+                f"adjacent slabs), but {self.free * self.slab_bytes} bytes ({self.free} slabs) are free, "
+                "not side by side. Raise memory_bytes."
+            )
+        for slab in self._slabs[starts[0] : starts[0] + slabs]:
+            slab.home, slab.state, slab.model = (model, FIXED), "weight", model
+        return starts[0]
 
     def release(self, model: str) -> None:
-        """Free every slab of a model."""
+        """Free all that a model holds; its homes join the pool, whoever has KV there keeps it."""
         for slab in self._slabs:
             if slab.model == model:
-                slab.state, slab.model, slab.unit = "free", None, None
+                slab.state, slab.model = "free", None
+            if slab.home is not None and slab.home[0] == model:
+                slab.home = None
 
-    def counts(self) -> dict[SlabState, int]:
-        """Return slabs by state; the numbers sum to the arena."""
+    def counts(self) -> dict[str, int]:
+        """Return slabs as free, weights (slots and loads too) and kv; they sum to the arena."""
         counted = Counter(slab.state for slab in self._slabs)
-        return {"free": counted["free"], "weights": counted["weights"], "kv": counted["kv"]}
+        kv = counted["kv"] + counted["draining"]
+        return {
+            "free": counted["free"],
+            "weights": len(self._slabs) - kv - counted["free"],
+            "kv": kv,
+        }
+
+    def owners(self) -> dict[Owner, int]:
+        """Return slabs by what they are used for; they sum to the arena."""
+        owners: dict[Owner, int] = dict.fromkeys(OWNERS, 0)
+        for slab in self._slabs:
+            owners[_owner(slab)] += 1
+        return owners
+
+
+def _owner(slab: Slab) -> Owner:
+    if slab.state in {"kv", "draining"}:
+        return "kv_home" if slab.home is None else "kv_borrowed"
+    if slab.state == "weight":
+        return "weights"
+    if slab.state == "slot":
+        return "slot"
+    return "loading" if slab.state == "loading" else "free"

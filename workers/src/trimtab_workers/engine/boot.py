@@ -5,18 +5,27 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from trimtab_workers.engine.arena import Arena, choose_slab, slabs_for_weights
+from trimtab_workers.engine.arena import Arena, choose_slab, homes_of, slabs_for_weights
 from trimtab_workers.engine.config import BLOCK_TOKENS
-from trimtab_workers.engine.errors import EngineError, ModelCorruptError, OutOfMemoryError
-from trimtab_workers.engine.memory import ArenaMemory
+from trimtab_workers.engine.errors import (
+    EngineError,
+    HostCopyError,
+    ModelCorruptError,
+    OutOfMemoryError,
+)
+from trimtab_workers.engine.kv import Block, DeviceBlockManager, HostBlockManager, KvSlab
 from trimtab_workers.engine.parallel.ranks import LOAD_SECONDS, Ranks
+from trimtab_workers.engine.scheduler import Scheduler
 from trimtab_workers.engine.tokenizer import load_tokenizer
 from trimtab_workers.engine.weights.store import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trimtab_workers.engine.config import EngineConfig
+    from trimtab_workers.engine.backend import Backend
+    from trimtab_workers.engine.clock import Clock
+    from trimtab_workers.engine.config import EngineConfig, Policy
+    from trimtab_workers.engine.mover import Mover
     from trimtab_workers.engine.tenants import Tenant
 
 log = logging.getLogger(__name__)
@@ -63,8 +72,13 @@ def fail(tenant: Tenant, error: EngineError) -> None:
 
 
 def build_arena(
-    tenants: Sequence[Tenant], config: EngineConfig, ranks: Ranks
-) -> tuple[Arena, ArenaMemory]:
+    tenants: Sequence[Tenant],
+    config: EngineConfig,
+    *,
+    backend: Backend,
+    clock: Clock,
+    ranks: Ranks,
+) -> Arena:
     """Size and allocate the arena for opened models.
 
     Raises:
@@ -84,6 +98,8 @@ def build_arena(
             f"memory_bytes is {config.memory_bytes}, but embeddings and norms of the models need "
             f"{fixed} bytes and their layers {weights * slab_bytes} more. Raise memory_bytes."
         )
+    granted = config.policy.granted
+    slabs += sum(granted * homes_of(unit, slab_bytes).slabs_per_home for unit in units)
     log.info(
         "arena_sized",
         extra={
@@ -91,11 +107,13 @@ def build_arena(
             "slabs": slabs,
             "weight_slabs": weights,
             "fixed_bytes": fixed,
+            "slabs_granted": granted,
         },
     )
+    backend.allocate(slab_bytes=slab_bytes, slabs=slabs, clock=clock)
     arena = Arena(slab_bytes=slab_bytes, slabs=slabs)
     ranks.watch(arena)
-    return arena, ArenaMemory(slab_bytes=slab_bytes, slabs=slabs)
+    return arena
 
 
 def _kv_slabs(tenant: Tenant, config: EngineConfig, slab_bytes: int) -> int:
@@ -109,25 +127,33 @@ def _kv_slabs(tenant: Tenant, config: EngineConfig, slab_bytes: int) -> int:
     return -(-(blocks + reserve) // per_slab)
 
 
-def load_tenant(tenant: Tenant, arena: Arena, memory: ArenaMemory, ranks: Ranks) -> bool:
-    """Copy a model's weights into its slabs; on failure it is Failed and its slabs are free."""
-    problem = ranks.settle(_load(tenant, arena, memory), seconds=LOAD_SECONDS)
-    if problem is not None:
-        arena.release(tenant.spec.name)
-        tenant.model = None
-        fail(tenant, problem)
-        return False
-    if tenant.model is not None:
-        ranks.connect(tenant.model)
-    return True
+def claim(tenant: Tenant, arena: Arena) -> None:
+    """Give a model's units their homes, which wait for its weights.
+
+    Raises:
+        OutOfMemoryError: They do not fit; names bytes needed and free.
+    """
+    homes = homes_of(tenant.unit, arena.slab_bytes)
+    starts = arena.claim_homes(
+        tenant.spec.name, homes=homes.units, slabs_per_home=homes.slabs_per_home
+    )
+    tenant.layers_per_unit = homes.layers_per_unit
+    tenant.homes = [range(start, start + homes.slabs_per_home) for start in starts]
+    tenant.units = ["loading"] * homes.units
+    for slab in (slab for home in tenant.homes for slab in home):
+        arena.change(slab, "loading", model=tenant.spec.name)
 
 
-def _load(tenant: Tenant, arena: Arena, memory: ArenaMemory) -> EngineError | None:
+def read_weights(
+    tenant: Tenant, backend: Backend, *, policy: Policy, fixed_slab: int | None = None
+) -> EngineError | None:
+    """Read a model's weights into its homes and keep a host copy; return what went wrong.
+
+    A model whose host copy cannot be made serves all the same, and is never lent. May run beside
+    the engine's thread: nobody else touches the homes of a model that is loading.
+    """
     try:
-        tenant.claim(arena, memory)
-        if tenant.model is not None and tenant.checkpoint is not None:
-            tenant.model.load(tenant.checkpoint)
-            tenant.checkpoint.close()
+        backend.load(tenant, fixed_slab=fixed_slab)
     except EngineError as error:
         return error
     except (KeyboardInterrupt, SystemExit):
@@ -136,26 +162,116 @@ def _load(tenant: Tenant, arena: Arena, memory: ArenaMemory) -> EngineError | No
         return ModelCorruptError(
             f"Model {tenant.spec.name}: its weights cannot be read: {error}. Fetch them again."
         )
+    if policy.host_copies:
+        try:
+            tenant.copy = backend.keep(tenant)
+        except HostCopyError as error:
+            log.warning("no_host_copy", extra={"model": tenant.spec.name, "reason": error.message})
     return None
+
+
+def settle_weights(tenant: Tenant, arena: Arena) -> None:
+    """Note that a model's weights are in their homes."""
+    for slab in (slab for home in tenant.homes for slab in home):
+        arena.change(slab, "weight")
+    tenant.units = ["resident"] * len(tenant.homes)
+
+
+def load_tenant(
+    tenant: Tenant, arena: Arena, backend: Backend, *, policy: Policy, ranks: Ranks
+) -> bool:
+    """Copy a model's weights into its slabs; on failure it is Failed and its slabs are free."""
+    problem: EngineError | None = None
+    try:
+        claim(tenant, arena)
+    except EngineError as error:
+        problem = error
+    else:
+        tenant.fixed_outside = tenant.fixed_bytes
+        problem = read_weights(tenant, backend, policy=policy)
+    problem = ranks.settle(problem, seconds=LOAD_SECONDS)
+    if problem is not None:
+        give_up(tenant, arena, problem)
+        return False
+    settle_weights(tenant, arena)
+    if tenant.model is not None:
+        ranks.connect(tenant.model)
+    return True
+
+
+def give_up(tenant: Tenant, arena: Arena, error: EngineError) -> None:
+    """Free what a model took and mark it Failed."""
+    arena.release(tenant.spec.name)
+    tenant.model, tenant.copy = None, None
+    tenant.homes, tenant.units, tenant.fixed_outside = [], [], 0
+    fail(tenant, error)
+
+
+def open_scheduler(
+    tenant: Tenant,
+    arena: Arena,
+    backend: Backend,
+    *,
+    slabs: int,
+    config: EngineConfig,
+    ranks: Ranks,
+) -> None:
+    """Build a loaded model's scheduler and runner; `slabs` of the pool are what it can count on.
+
+    Raises:
+        OutOfMemoryError: They do not hold two blocks; names bytes.
+    """
+    layout = tenant.layout(arena.slab_bytes)
+    blocks = slabs * layout.blocks_per_slab - 1  # one is set aside for zeros
+    if blocks < 2:
+        raise OutOfMemoryError(
+            f"Model {tenant.spec.name}: its weights fit, but {slabs} slabs of "
+            f"{arena.slab_bytes} bytes are left for its KV cache and 1 with 3 blocks of "
+            f"{BLOCK_TOKENS} tokens is the least. Raise memory_bytes."
+        )
+    positions = tenant.shape.max_positions
+    tenant.max_model_len = min(config.max_model_len or positions, positions, blocks * BLOCK_TOKENS)
+    floor_blocks = -(-tenant.max_model_len // BLOCK_TOKENS)
+    tenant.floor_slabs = -(-(floor_blocks + 1) // layout.blocks_per_slab)
+    host = None
+    if config.policy.swap:
+        share = config.swap_bytes
+        if share is None:
+            share = arena.pool() * arena.slab_bytes
+        block_bytes = layout.layers * layout.block_bytes
+        host = HostBlockManager(share // len(config.models) // block_bytes)
+        tenant.metrics.host_tier = host.capacity > 0
+        tenant.host_blocks = backend.host_blocks(places=host.capacity, layout=layout)
+    tenant.scheduler = Scheduler(
+        DeviceBlockManager(caching=config.prefix_caching),
+        model=tenant.spec.name,
+        max_batch_tokens=config.max_batch_tokens,
+        max_seqs=config.max_seqs,
+        watermark=config.watermark,
+        host=host,
+        floor_blocks=floor_blocks,
+    )
+    placeholder = Block(0, KvSlab(-1, borrowed=False))
+    tenant.runner = backend.runner(
+        tenant, layout=layout, zero_block=placeholder, config=config, ranks=ranks
+    )
 
 
 def open_caches(
     tenants: Sequence[Tenant],
     arena: Arena,
-    memory: ArenaMemory,
+    backend: Backend,
     config: EngineConfig,
     ranks: Ranks,
 ) -> None:
-    """Split the free slabs evenly among loaded models, which become Resident."""
-    free = arena.free
+    """Let loaded models count on even shares of the pool; they become Resident."""
+    free = arena.pool()
     for index, tenant in enumerate(tenants):
         share = free // len(tenants) + (index < free % len(tenants))
         try:
-            tenant.open_cache(arena, memory, slabs=share, config=config, ranks=ranks)
+            open_scheduler(tenant, arena, backend, slabs=share, config=config, ranks=ranks)
         except OutOfMemoryError as error:
-            arena.release(tenant.spec.name)
-            tenant.model = None
-            fail(tenant, error)
+            give_up(tenant, arena, error)
             continue
         tenant.set_state("Resident")
         log.info(
@@ -165,4 +281,31 @@ def open_caches(
                 "max_model_len": tenant.max_model_len,
                 "kv_slabs": share,
             },
+        )
+
+
+def hand_out(tenants: Sequence[Tenant], arena: Arena, mover: Mover, config: EngineConfig) -> None:
+    """Split the pool evenly among Resident models to begin with; `static` streams from here on."""
+    resident = [tenant for tenant in tenants if tenant.state == "Resident"]
+    free = [slab for slab in arena.free_slabs() if arena[slab].home is None]
+    for index, tenant in enumerate(resident):
+        for slab in free[index :: len(resident)]:
+            mover.grow(tenant, slab)
+        _show_cache(tenant, arena, config)
+    if not config.policy.streamed:
+        return
+    for tenant in resident:
+        slots = config.slots or 2
+        alpha = min(config.policy.streamed, len(tenant.homes) - slots)
+        if alpha > 0 and tenant.copy is not None:
+            mover.set_alpha(tenant, alpha, slots=slots)
+
+
+def _show_cache(tenant: Tenant, arena: Arena, config: EngineConfig) -> None:
+    if tenant.scheduler is not None:
+        tenant.metrics.cache(
+            blocks=tenant.scheduler.blocks.capacity,
+            block_tokens=BLOCK_TOKENS,
+            slab_bytes=arena.slab_bytes,
+            pressure=config.pressure,
         )

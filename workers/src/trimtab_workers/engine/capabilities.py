@@ -34,5 +34,5 @@ CAPABILITIES = Capabilities(
     devices=("cpu",),
     tensor_parallel_sizes=(1, 2, 4),
     pipeline_parallel_sizes=(1, 2),
-    pressures=("recompute",),
+    pressures=("recompute", "swap", "remap-idle", "remap"),
 )

@@ -17,11 +17,13 @@ from trimtab_workers.engine.capabilities import CAPABILITIES
 from trimtab_workers.engine.errors import ConfigError
 
 Dtype = Literal["bf16", "fp32", "int8", "int4"]
-Pressure = Literal["recompute"]
 
 DTYPES: tuple[Dtype, ...] = ("bf16", "fp32", "int8", "int4")
-PRESSURES: tuple[Pressure, ...] = ("recompute",)
+PRESSURES = ("recompute", "swap", "remap-idle", "remap")
+LendOrder = Literal["mru", "lru", "largest"]
 BLOCK_TOKENS = 16
+MIN_RESIDENT_UNITS = 2
+ACTIVE_CAP = 0.25
 QUEUE_LIMIT = 1_024
 WATERMARK = 0.02
 MAX_FILE_BYTES = 1 << 20
@@ -45,6 +47,54 @@ _TOP_FIELDS = frozenset(
     }
 )
 _MODEL_FIELDS = frozenset({"name", "path", "dtype", "chat_template"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What happens, in order, when KV blocks run out; cached prefixes first and recompute last.
+
+    Attributes:
+        lend: Idle models' units become KV cache.
+        active: Running models' units do, as far as reading them again stays hidden.
+        swap: Sequences and evicted prefixes go to host memory.
+        streamed: Units of every model that are KV from the start (`static:K`).
+        granted: Units' worth of slabs per model beside the budget (`oracle:K`).
+    """
+
+    lend: bool = False
+    active: bool = False
+    swap: bool = False
+    streamed: int = 0
+    granted: int = 0
+
+    @property
+    def host_copies(self) -> bool:
+        """Whether weights are kept in host memory too."""
+        return self.lend or self.active or self.streamed > 0
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """Read a value of the field `pressure`.
+
+        Raises:
+            ConfigError: There is no such policy.
+        """
+        named = {
+            "recompute": cls(),
+            "swap": cls(swap=True),
+            "remap-idle": cls(lend=True, swap=True),
+            "remap": cls(lend=True, active=True, swap=True),
+        }
+        if text in named:
+            return named[text]
+        kind, _, number = text.partition(":")
+        if kind in {"static", "oracle"} and number.isascii() and number.isdigit():
+            count = int(number[:6])
+            return cls(streamed=count) if kind == "static" else cls(granted=count)
+        raise ConfigError(
+            f"The model set's field pressure is {text!r}. Give one of {', '.join(PRESSURES)}, "
+            "static:K or oracle:K with a number of units for K."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +139,11 @@ class EngineConfig:
         memory_bytes: Weights, KV cache and fixed regions together; None takes what the weights
             need plus KV for `max_seqs` / 4 full contexts, at most (tests and benches).
         max_batch_tokens: Tokens computed in one step, decode rows included.
+        pressure: See `Policy`.
+        lend_order: Which idle model lends first: used last, used longest ago, or the largest.
+        swap_bytes: Host memory for swapped blocks of all models; None is as much as the home KV
+            pool. Taken as it is used.
+        slots: Slabs through which a model's units stream, 1 or 2; 0 lets the slot rule decide.
         native: Whether the C kernels may be used where they apply; no field of a model set.
         file: Where the set was read from, so that `Engine.reload` can read it again.
         model_root: Folder below which `file`'s model paths lie.
@@ -105,7 +160,10 @@ class EngineConfig:
     max_model_len: int | None = None
     max_batch_tokens: int = 512
     max_seqs: int = 256
-    pressure: Pressure = "recompute"
+    pressure: str = "recompute"
+    lend_order: LendOrder = "mru"
+    swap_bytes: int | None = None
+    slots: int = 0
     queue_limit: int = QUEUE_LIMIT
     watermark: float = WATERMARK
     prefix_caching: bool = True
@@ -119,6 +177,21 @@ class EngineConfig:
     def ranks(self) -> int:
         """Processes in all."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def policy(self) -> Policy:
+        """What `pressure` means."""
+        return Policy.parse(self.pressure)
+
+    @property
+    def min_resident_units(self) -> int:
+        """Units that an idle model keeps."""
+        return int(self.limits.get("min_resident_units", MIN_RESIDENT_UNITS))
+
+    @property
+    def active_cap(self) -> float:
+        """Share of a running model's units that may become KV, 0 to 1."""
+        return self.limits.get("active_cap", ACTIVE_CAP)
 
 
 def load_config(file: Path, *, model_root: Path) -> EngineConfig:
@@ -286,12 +359,10 @@ def _device(value: object) -> str:
     return value
 
 
-def _pressure(value: object) -> Pressure:
-    if value != "recompute":
-        raise ConfigError(
-            f"The model set's field pressure is {value!r}. Give one of {', '.join(PRESSURES)}."
-        )
-    return "recompute"
+def _pressure(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    Policy.parse(text)
+    return text
 
 
 def _limits(value: object) -> Mapping[str, float]:

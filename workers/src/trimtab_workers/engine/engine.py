@@ -10,10 +10,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from trimtab_workers.engine import boot
-from trimtab_workers.engine.capabilities import CAPABILITIES, ENGINE_VERSION
+from trimtab_workers.engine.backend import CpuBackend
+from trimtab_workers.engine.balance import Balance
 from trimtab_workers.engine.clock import Clock, SystemClock
-from trimtab_workers.engine.config import BLOCK_TOKENS, EngineConfig, load_config
+from trimtab_workers.engine.config import EngineConfig, Policy, load_config
+from trimtab_workers.engine.controller import RemapController
 from trimtab_workers.engine.device import open_device
+from trimtab_workers.engine.document import engine_state, error_of, show_arena
 from trimtab_workers.engine.errors import (
     BatchFailedError,
     CheckpointError,
@@ -27,7 +30,10 @@ from trimtab_workers.engine.errors import (
     UnknownModelError,
 )
 from trimtab_workers.engine.metrics import EngineMetrics
+from trimtab_workers.engine.modelset import Joining
+from trimtab_workers.engine.mover import Mover
 from trimtab_workers.engine.parallel.ranks import Ranks
+from trimtab_workers.engine.rotation import Rotation
 from trimtab_workers.engine.sequence import Sequence
 from trimtab_workers.engine.stepper import end_early, show_load, step
 from trimtab_workers.engine.stream import OutputStream
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from trimtab_workers.engine.arena import Arena
-    from trimtab_workers.engine.memory import ArenaMemory
+    from trimtab_workers.engine.backend import Backend
     from trimtab_workers.engine.types import Request
 
 log = logging.getLogger(__name__)
@@ -55,6 +61,7 @@ _FIXED_FIELDS = (
     "max_model_len",
     "max_batch_tokens",
     "max_seqs",
+    "pressure",
     "tensor_parallel_size",
     "pipeline_parallel_size",
 )
@@ -68,6 +75,7 @@ class Engine:
     Args:
         config: What to serve.
         clock: Source of all times.
+        backend: What touches bytes; the CPU unless another is given.
         ranks: The group that this process is in; by default `load` starts the followers that the
             configuration's parallel sizes ask for.
         on_group_lost: Called once, on another thread, when a follower has ended on its own.
@@ -76,6 +84,7 @@ class Engine:
         config: The configuration in force.
         clock: Source of all times that outputs carry.
         metrics: Collectors; `registry` is theirs.
+        backend, ranks: As given.
     """
 
     def __init__(
@@ -83,9 +92,15 @@ class Engine:
         config: EngineConfig,
         *,
         clock: Clock | None = None,
+        backend: Backend | None = None,
         ranks: Ranks | None = None,
         on_group_lost: Callable[[], None] | None = None,
     ) -> None:
+        if config.ranks > 1 and config.policy != Policy():
+            raise ConfigError(
+                f"The model set's field pressure is {config.pressure!r}, but {config.ranks} ranks share "
+                "each model, and slabs then keep their owners. Set pressure to 'recompute'."
+            )
         if open_device(config.device) is not None:
             raise ConfigError(
                 f"The model set's field device is {config.device!r}, but this release serves on "
@@ -100,8 +115,12 @@ class Engine:
         }
         self.ranks = ranks or Ranks()
         self._on_group_lost = on_group_lost
+        self.backend: Backend = backend or CpuBackend()
         self._arena: Arena | None = None
-        self._memory: ArenaMemory | None = None
+        self._balance: Balance | None = None
+        self._rotation = Rotation()
+        self._joining = 0
+        self._joined = threading.Condition()
         self._requests: dict[str, tuple[Tenant, Sequence]] = {}
         self._lock = threading.Lock()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -188,7 +207,7 @@ class Engine:
                 "name": name,
                 "state": tenant.state,
                 "max_model_len": tenant.max_model_len,
-                "error": _error(tenant),
+                "error": error_of(tenant),
             }
             for name, tenant in self._tenants.items()
         )
@@ -348,19 +367,13 @@ class Engine:
 
         torch.set_num_threads(self.config.threads)
         self._gather_ranks()
-        ranks = self.ranks
-        opened = [t for t in self._tenants.values() if boot.open_tenant(t, ranks)]
+        opened = [t for t in self._tenants.values() if boot.open_tenant(t, self.ranks)]
         if opened:
             try:
-                self._arena, self._memory = boot.build_arena(opened, self.config, ranks)
+                self._load_opened(opened)
             except EngineError as error:
                 for tenant in opened:
                     boot.fail(tenant, error)
-            else:
-                arena, memory = self._arena, self._memory
-                loaded = [t for t in opened if boot.load_tenant(t, arena, memory, ranks)]
-                boot.open_caches(loaded, arena, memory, self.config, ranks)
-                self._show_arena()
         self._progress_seconds = self.clock.now()
         self._loaded.set()
 
@@ -370,19 +383,85 @@ class Engine:
 
             self.ranks = TPGroup(self.config, on_lost=self._on_group_lost)
 
+    def _load_opened(self, opened: list[Tenant]) -> None:
+        config, backend, ranks = self.config, self.backend, self.ranks
+        arena = boot.build_arena(opened, config, backend=backend, clock=self.clock, ranks=ranks)
+        self._arena = arena
+        policy = config.policy
+        loaded = [
+            t for t in opened if boot.load_tenant(t, arena, backend, policy=policy, ranks=ranks)
+        ]
+        boot.open_caches(loaded, arena, backend, config, ranks)
+        per_home = {len(tenant.homes[0]) for tenant in loaded if tenant.homes}
+        granted = config.policy.granted * sum(per_home)
+        mover = Mover(
+            arena,
+            backend,
+            tenants=self._tenants,
+            clock=self.clock,
+            metrics=self.metrics,
+            fail=self._fail_tenant,
+        )
+        self._balance = Balance(
+            arena=arena,
+            controller=RemapController(
+                policy=config.policy,
+                lend_order=config.lend_order,
+                min_resident_units=config.min_resident_units,
+                active_cap=config.active_cap,
+            ),
+            mover=mover,
+            tenants=self._tenants,
+            transfer=backend.transfer,
+            clock=self.clock,
+            paid_slabs=len(arena) - granted,
+            fixed_budget=sum(tenant.fixed_outside for tenant in loaded),
+        )
+        boot.hand_out(loaded, arena, mover, config)
+        self._show_arena()
+
+    def _fail_tenant(self, tenant: Tenant, error: EngineError) -> None:
+        """End a model whose weights are damaged, with all its requests; others go on."""
+        scheduler = tenant.scheduler
+        tenant.set_state("Failed", error)
+        log.error("model_failed", extra={"model": tenant.spec.name, "reason": error.message})
+        for sequence in [] if scheduler is None else list(scheduler):
+            if scheduler is not None:
+                end_early(tenant, scheduler, sequence, now=self.clock.now(), error=error)
+
     def step(self) -> bool:
-        """Process commands and run one step of every model with work; False if all were idle."""
+        """Process commands, move slabs, and run one step of one model; False if all were idle."""
         self.ranks.check()
         while self._inbox:
             self._inbox.popleft()()
         worked = False
+        shared = self.ranks.size > 1  # followers compare slab tables and move no slabs
+        if self._balance is not None and not shared and self._balance.between_steps():
+            worked = True
+            self._show_arena()
+        worked |= self._step_one()
         for tenant in list(self._tenants.values()):
-            worked |= step(tenant, self.clock)
             if tenant.state == "Draining":
                 self._remove_when_done(tenant)
         if worked or not self._requests:
             self._progress_seconds = self.clock.now()
         return worked
+
+    def _step_one(self) -> bool:
+        """Let the model whose turn it is step, or the next one that can."""
+        ready = [name for name, tenant in self._tenants.items() if tenant.steps]
+        mover = None if self._balance is None else self._balance.mover
+        while ready:
+            name = self._rotation.next(ready)
+            if name is None:
+                break
+            began = self.clock.now()
+            worked = step(self._tenants[name], self.clock, mover=mover)
+            self._rotation.charge(name, self.clock.now() - began)
+            if worked:
+                return True
+            ready.remove(name)
+        return False
 
     def _enter(self, tenant: Tenant, sequence: Sequence) -> None:
         scheduler = tenant.scheduler
@@ -420,22 +499,13 @@ class Engine:
         for request_id in list(self._requests):
             self._leave(request_id, error)
         self.ranks.close()
-        self._arena = self._memory = None
+        self._arena = self._balance = None
         for tenant in self._tenants.values():
             tenant.model = tenant.runner = None
 
     def _show_arena(self) -> None:
-        if self._arena is None:
-            return
-        counts, size = self._arena.counts(), self._arena.slab_bytes
-        for owner, slabs in (
-            ("free", counts["free"]),
-            ("weights", counts["weights"]),
-            ("kv_home", counts["kv"]),
-            ("kv_borrowed", 0),
-            ("slot", 0),
-        ):
-            self.metrics.arena_bytes.labels(owner).set(slabs * size)
+        if self._balance is not None:
+            show_arena(self._balance, self.metrics)
 
     # -- the model set -------------------------------------------------------------------------
 
@@ -470,6 +540,8 @@ class Engine:
 
         self._post(apply)
         done.wait(REMOVAL_SECONDS)
+        with self._joined:
+            self._joined.wait_for(lambda: not self._joining, REMOVAL_SECONDS)
         return self.config.revision
 
     def _apply(self, config: EngineConfig) -> None:
@@ -496,7 +568,7 @@ class Engine:
             )
             self.config = dataclasses.replace(config, models=old.models)
             return
-        self.config = config
+        self.config = dataclasses.replace(config, pressure=old.pressure)
         wanted = {spec.name: spec for spec in config.models}
         for name, tenant in list(self._tenants.items()):
             if wanted.get(name) == tenant.spec and tenant.state != "Failed":
@@ -517,17 +589,33 @@ class Engine:
         self._show_arena()
 
     def _add(self, tenant: Tenant) -> None:
-        if not boot.open_tenant(tenant, self.ranks):
-            return
-        arena, memory = self._arena, self._memory
-        if arena is None or memory is None:
+        balance = self._balance
+        if balance is None:
             boot.fail(
                 tenant, CheckpointError("The engine has no arena. Roll the worker to add models.")
             )
-        elif boot.load_tenant(tenant, arena, memory, self.ranks):
-            boot.open_caches([tenant], arena, memory, self.config, self.ranks)
+            return
+        self._joining += 1
+        Joining(
+            tenant,
+            balance=balance,
+            backend=self.backend,
+            config=self.config,
+            post=self._post,
+            joined=self._end_join,
+        ).start()
+
+    def _end_join(self, tenant: Tenant) -> None:
+        if tenant.state == "Draining":
+            self._remove_when_done(tenant)
+        self._show_arena()
+        with self._joined:
+            self._joining -= 1
+            self._joined.notify_all()
 
     def _remove_when_done(self, tenant: Tenant) -> None:
+        if tenant.loader is not None:
+            return  # it writes into its homes; the end of loading comes back here
         scheduler = tenant.scheduler
         deadline = tenant.drain_until_seconds
         if scheduler is not None and deadline is not None:
@@ -541,11 +629,11 @@ class Engine:
             )
             for sequence in list(scheduler):
                 end_early(tenant, scheduler, sequence, now=self.clock.now(), error=error)
-        if self._arena is not None:
-            self._arena.release(tenant.spec.name)
+        if self._balance is not None:
+            self._balance.forget(tenant)
         self._tenants.pop(tenant.spec.name, None)
         # A request that was let in before this is still on its way to `_enter`, which refuses it.
-        tenant.scheduler = tenant.runner = tenant.model = None
+        tenant.let_go()
         self.metrics.forget_model(tenant.spec.name)
         self._show_arena()
 
@@ -553,54 +641,10 @@ class Engine:
 
     def state(self) -> dict[str, Any]:
         """Return the document of contracts §6."""
-        tenants = dict(self._tenants)
-        schedulers = [t.scheduler for t in tenants.values() if t.scheduler is not None]
-        arena = self._arena
-        now = self.clock.now()
-        return {
-            "v": 1,
-            "revision": self.config.revision,
-            "draining": self._draining,
-            "engine_version": ENGINE_VERSION,
-            "capabilities": CAPABILITIES.to_dict(),
-            "config": {
-                "device": self.config.device,
-                "threads": self.config.threads,
-                "tensor_parallel_size": self.config.tensor_parallel_size,
-                "pipeline_parallel_size": self.config.pipeline_parallel_size,
-                "memory_bytes": self.config.memory_bytes,
-                "max_batch_tokens": self.config.max_batch_tokens,
-                "max_seqs": self.config.max_seqs,
-                "pressure": self.config.pressure,
-                "limits": dict(self.config.limits),
-            },
-            "models": [
-                {
-                    "name": name,
-                    "state": tenant.state,
-                    "error": _error(tenant),
-                    "max_model_len": tenant.max_model_len,
-                    "running": len(tenant.scheduler.running) if tenant.scheduler else 0,
-                    "waiting": len(tenant.scheduler.waiting) if tenant.scheduler else 0,
-                }
-                for name, tenant in tenants.items()
-            ],
-            "slabs": {"free": 0, "weights": 0, "kv": 0} if arena is None else arena.counts(),
-            "kv": {
-                "capacity_tokens": sum(s.blocks.capacity for s in schedulers) * BLOCK_TOKENS,
-                "used_tokens": sum(s.blocks.used for s in schedulers) * BLOCK_TOKENS,
-            },
-            "advice": self.config.advice,
-            "errors": list(self._errors),
-            "windows": {name: tenant.windows.rows(now=now) for name, tenant in tenants.items()},
-        }
-
-
-def _error(tenant: Tenant) -> dict[str, str] | None:
-    if tenant.error is None:
-        return None
-    reason = getattr(tenant.error, "reason", tenant.error.code)
-    return {"reason": reason, "message": tenant.error.message}
+        document = engine_state(
+            self.config, dict(self._tenants), balance=self._balance, now=self.clock.now()
+        )
+        return document | {"draining": self._draining, "errors": list(self._errors)}
 
 
 def _unavailable(sequence: Sequence, tenant: Tenant) -> Output:

@@ -98,6 +98,12 @@ class OutOfMemoryError(ConfigError):
     code = "out_of_memory"
 
 
+class HostCopyError(EngineError):
+    """A host copy of weights cannot be made or is damaged; the model is not lent, or fails."""
+
+    code = "host_copy"
+
+
 class CheckpointError(EngineError):
     """A model's files cannot be served.
 
@@ -125,3 +131,9 @@ class UnsupportedModelError(CheckpointError):
     """The checkpoint is sound, but this engine cannot run it; choose another model."""
 
     reason = "UnsupportedModel"
+
+
+class SlabMismatchError(CheckpointError):
+    """The model's layers or blocks do not suit the slabs of a running engine; roll the worker."""
+
+    reason = "SlabMismatch"

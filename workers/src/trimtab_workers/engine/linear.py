@@ -53,6 +53,14 @@ class Linear:
         """Return rows of W, shape [len(index), in]: an embedding lookup."""
         return functional.embedding(index, self._weight)
 
+    def at(self, home: torch.Tensor) -> Linear:
+        """Return the same product over other memory that holds, or will hold, the same bytes.
+
+        Args:
+            home: uint8, one dimension, 64-byte aligned, at least as long as this weight.
+        """
+        return Linear(_view_like(self._weight, home), self.bias)
+
 
 class PackedLinear(Linear):
     """The same over a packed weight.
@@ -85,6 +93,16 @@ class PackedLinear(Linear):
         block = self._weight.shape[2]
         return self._weight[index // block, :, index % block].flatten(1)
 
+    def at(self, home: torch.Tensor) -> Linear:
+        """See `Linear.at`."""
+        raw = _view_like(self._weight, home)
+        tools = _tools()
+        if tools is None:
+            raise RuntimeError("A packed weight exists without its tools; this is a bug.")
+        blocks, steps, block, pair = raw.shape
+        plain = raw.view(blocks * block, steps * pair)
+        return PackedLinear(tools.over(plain, self._packed), raw, self.bias)
+
 
 class BlockedLinear(PackedLinear):
     """The same layout where oneDNN would pad it; multiplied by the native kernels."""
@@ -108,6 +126,14 @@ class BlockedLinear(PackedLinear):
         """Multiply rows, shape [rows, in] to [rows, out]."""
         y = native_product(self._matrix, x)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def at(self, home: torch.Tensor) -> Linear:
+        """See `Linear.at`."""
+        return BlockedLinear(_view_like(self._weight, home), self.bias)
+
+
+def _view_like(weight: torch.Tensor, home: torch.Tensor) -> torch.Tensor:
+    return home[: weight.nbytes].view(weight.dtype).view(weight.shape)
 
 
 def native_product(matrix: library.Matrix, x: torch.Tensor) -> torch.Tensor:

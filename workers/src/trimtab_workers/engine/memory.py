@@ -48,6 +48,15 @@ class ArenaMemory:
         start = slab * self.slab_bytes + offset_bytes
         return self._buffer[start : start + size_bytes]
 
+    def bytes_from(self, slab: int, size_bytes: int) -> torch.Tensor:
+        """Return so many bytes from the beginning of a slab on, into the slabs after it if need be."""
+        start = slab * self.slab_bytes
+        return self._buffer[start : start + size_bytes]
+
+    def rows(self, block_bytes: int) -> torch.Tensor:
+        """Return the arena as rows of one block of one layer, uint8."""
+        return self._buffer.view(-1, block_bytes)
+
     def zero(self, slabs: Sequence[int]) -> None:
         """Clear slabs that become KV: stale bytes may decode as NaN, and 0·NaN = NaN."""
         for slab in slabs:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from collections.abc import Sequence as Items
 
     from trimtab_workers.engine.scheduler import StepPlan
@@ -26,6 +27,7 @@ STEP_BUCKETS = (.001, .002, .005, .01, .02, .03, .05, .075, .1, .15, .2, .3, .5,
 WAITING_REASONS = ("capacity", "wake", "rotation")
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 MODEL_STATES = ("Loading", "Resident", "Lent", "Waking", "Draining", "Failed")
+VERDICTS = ("DoNotRemap", "IdleOnly", "IdleAndActive")
 LAYER_STATES = ("resident", "streamed", "lent", "loading")
 _LABELS = ("model_name", "engine")
 
@@ -68,6 +70,32 @@ class EngineMetrics:
             ("owner",),
             registry=self.registry,
         )
+        self.link_bytes = self._counter(
+            "trimtab_engine_link_bytes", "Bytes copied, by way and reason.", "direction", "reason"
+        )
+        self.link_stall_seconds = self._counter(
+            "trimtab_engine_link_stall_seconds", "Seconds that steps waited for copies.", "reason"
+        )
+        self.remaps = self._counter(
+            "trimtab_engine_remaps", "Units lent, and changes of the streaming level.", "kind"
+        )
+        self.reverts = self._counter(
+            "trimtab_engine_reverts", "Units that went back to their homes.", "reason"
+        )
+        self.swaps = self._counter(
+            "trimtab_engine_swaps", "KV blocks swapped between device and host.", "direction"
+        )
+        self.remap_verdict = self._gauge(
+            "trimtab_engine_remap_verdict", "1 for the verdict of the last advice.", "verdict"
+        )
+        self.switch_seconds = self._histogram(
+            "trimtab_engine_switch_seconds", "Seconds that a wake took.", STEP_BUCKETS
+        )
+        self.thrash_holds = Counter(
+            "trimtab_engine_thrash_holds",
+            "Wakes that were held back because models alternate too fast.",
+            registry=self.registry,
+        )
         self.config_errors = Counter(
             "trimtab_engine_config_errors",
             "Model set files that were refused.",
@@ -93,6 +121,9 @@ class EngineMetrics:
             gauge.remove(name, "0")
         for reason in WAITING_REASONS:
             self.waiting_by_reason.remove(name, "0", reason)
+        for verdict in VERDICTS:
+            self.remap_verdict.labels(name, "0", verdict)
+            self.remap_verdict.remove(name, "0", verdict)
         for kind in LAYER_STATES:
             self.layers.labels(name, "0", kind)
             self.layers.remove(name, "0", kind)
@@ -125,6 +156,8 @@ _GAUGES = (
     ("vllm:gpu_cache_usage_perc", "Old name of kv_cache_usage_perc."),
     ("trimtab_engine_kv_capacity_tokens", "Tokens that the KV cache holds now."),
     ("trimtab_engine_kv_reachable_tokens", "Tokens it could hold after lending."),
+    ("trimtab_engine_hidden_bound_layers", "Layers whose reading hides behind a decode step."),
+    ("trimtab_engine_remap_alpha", "Layers of this running model that are KV cache."),
 )
 _COUNTERS = (
     ("vllm:num_preemptions", "Preemptions."),
@@ -135,6 +168,7 @@ _COUNTERS = (
     ("vllm:external_prefix_cache_queries", "The same for the host tier."),
     ("vllm:external_prefix_cache_hits", "The same for the host tier."),
     ("trimtab_engine_recomputed_tokens", "Tokens computed again after a preemption."),
+    ("trimtab_engine_model_switches", "Wakes of this model."),
     ("trimtab_engine_decode_only_steps", "Steps that only decoded."),
     ("trimtab_engine_decode_only_seconds", "Their seconds."),
     ("trimtab_engine_decode_only_sequences", "Their sequences, summed over steps."),
@@ -143,10 +177,15 @@ _COUNTERS = (
 
 
 class ModelMetrics:
-    """One model's series, labels bound once."""
+    """One model's series, labels bound once.
+
+    Attributes:
+        host_tier: Whether prefixes are looked for in host memory too.
+    """
 
     def __init__(self, metrics: EngineMetrics, name: str) -> None:
         labels = (name, "0")
+        self.host_tier = False
         self._all = metrics
         self._labels = labels
         self._h = {key: h.labels(*labels) for key, h in metrics._histograms.items()}  # noqa: SLF001 - one module
@@ -163,13 +202,52 @@ class ModelMetrics:
             for phase in ("decode", "prefill", "mixed")
         }
 
-    def state(self, state: str, *, layers: int) -> None:
-        """Show which state the model is in."""
+    def state(self, state: str, *, layers: Mapping[str, int]) -> None:
+        """Show which state the model is in, and where its layers are."""
         for known in MODEL_STATES:
             self._all.model_state.labels(*self._labels, known).set(known == state)
-        shown = {"Resident": "resident", "Draining": "resident", "Loading": "loading"}.get(state)
         for kind in LAYER_STATES:
-            self._all.layers.labels(*self._labels, kind).set(layers if kind == shown else 0)
+            self._all.layers.labels(*self._labels, kind).set(layers.get(kind, 0))
+
+    def moved(self, direction: str, reason: str, size_bytes: int) -> None:
+        """Count a copy."""
+        self._all.link_bytes.labels(*self._labels, direction, reason).inc(size_bytes)
+
+    def stalled(self, reason: str, seconds: float) -> None:
+        """Count what a step waited for a copy."""
+        self._all.link_stall_seconds.labels(*self._labels, reason).inc(seconds)
+
+    def swapped(self, direction: str, *, blocks: int) -> None:
+        """Count blocks that went to host memory or came from it."""
+        self._all.swaps.labels(*self._labels, direction).inc(blocks)
+
+    def remapped(self, kind: str) -> None:
+        """Count a unit lent (`lend`) or a change of the streaming level (`alpha`)."""
+        self._all.remaps.labels(*self._labels, kind).inc()
+
+    def reverted(self, reason: str) -> None:
+        """Count a unit that went home because use was low (`idle`, `alpha`) or by a `wake`."""
+        self._all.reverts.labels(*self._labels, reason).inc()
+
+    def woke(self) -> None:
+        """Count the beginning of a wake."""
+        self._c["trimtab_engine_model_switches"].inc()
+
+    def switched(self, seconds: float) -> None:
+        """Record how long a wake took."""
+        self._all.switch_seconds.labels(*self._labels).observe(seconds)
+
+    def streams(self, alpha: int) -> None:
+        """Show the streaming level."""
+        self._g["trimtab_engine_remap_alpha"].set(alpha)
+        self.remapped("alpha")
+
+    def advice(self, *, verdict: str, hidden_layers: float, reachable_tokens: int) -> None:
+        """Show the last advice."""
+        for known in VERDICTS:
+            self._all.remap_verdict.labels(*self._labels, known).set(known == verdict)
+        self._g["trimtab_engine_hidden_bound_layers"].set(hidden_layers)
+        self._g["trimtab_engine_kv_reachable_tokens"].set(reachable_tokens)
 
     def cache(self, *, blocks: int, block_tokens: int, slab_bytes: int, pressure: str) -> None:
         """Show the KV cache's configuration."""
@@ -179,11 +257,15 @@ class ModelMetrics:
         self._g["trimtab_engine_kv_capacity_tokens"].set(blocks * block_tokens)
         self._g["trimtab_engine_kv_reachable_tokens"].set(blocks * block_tokens)
 
-    def load(self, *, running: int, waiting: int, usage: float) -> None:
-        """Show queue lengths and KV usage (0 to 1)."""
+    def load(
+        self, *, running: int, waiting: int, reason: str, usage: float, capacity_tokens: int
+    ) -> None:
+        """Show queue lengths, what is waited for, and KV usage (0 to 1)."""
         self._g["vllm:num_requests_running"].set(running)
         self._g["vllm:num_requests_waiting"].set(waiting)
-        self._waiting["capacity"].set(waiting)
+        for known, gauge in self._waiting.items():
+            gauge.set(waiting if known == reason else 0)
+        self._g["trimtab_engine_kv_capacity_tokens"].set(capacity_tokens)
         self._g["vllm:kv_cache_usage_perc"].set(usage)
         self._g["vllm:gpu_cache_usage_perc"].set(usage)
 
@@ -192,20 +274,27 @@ class ModelMetrics:
         tokens = len(plan.decode) + sum(row.count for row in plan.prefill)
         self._h["vllm:iteration_tokens_total"].observe(tokens)
         self._steps[plan.phase].observe(seconds)
-        self._c["vllm:num_preemptions"].inc(len(plan.preempted))
-        self._c["trimtab_engine_recomputed_tokens"].inc(plan.recomputed_tokens)
         if plan.phase == "decode":
             self._c["trimtab_engine_decode_only_steps"].inc()
             self._c["trimtab_engine_decode_only_seconds"].inc(seconds)
             self._c["trimtab_engine_decode_only_sequences"].inc(len(plan.decode))
             self._c["trimtab_engine_decode_only_context_tokens"].inc(context_tokens)
 
+    def preempted(self, plan: StepPlan) -> None:
+        """Count the sequences that lost their blocks before a plan, whether or not it has rows."""
+        self._c["vllm:num_preemptions"].inc(len(plan.preempted))
+        self._c["trimtab_engine_recomputed_tokens"].inc(plan.recomputed_tokens)
+
     def first_token(self, sequence: Sequence, *, now: float) -> None:
         """Count a request's first token."""
         self._h["vllm:time_to_first_token_seconds"].observe(now - sequence.arrival_seconds)
         self._c["vllm:prompt_tokens"].inc(sequence.prompt_length)
         self._c["vllm:prefix_cache_queries"].inc(sequence.prompt_length)
-        self._c["vllm:prefix_cache_hits"].inc(sequence.cached_tokens)
+        self._c["vllm:prefix_cache_hits"].inc(sequence.cached_tokens - sequence.external_tokens)
+        if self.host_tier:
+            outside = sequence.prompt_length - sequence.cached_tokens + sequence.external_tokens
+            self._c["vllm:external_prefix_cache_queries"].inc(outside)
+            self._c["vllm:external_prefix_cache_hits"].inc(sequence.external_tokens)
         self._c["vllm:generation_tokens"].inc()
 
     def next_token(self, *, gap_seconds: float) -> None:

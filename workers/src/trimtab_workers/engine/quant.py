@@ -16,6 +16,7 @@ row has the same bits for any number of rows beside it (tests hold it).
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +71,16 @@ class _Quantised(Linear):
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Return rows of W as they are multiplied, bf16: the kernel alone knows how codes lie."""
         return self._product(torch.eye(self._inner, dtype=self._scales.dtype)).T[index]
+
+    def at(self, home: torch.Tensor) -> Linear:
+        """See `Linear.at`: codes and scales lie in the new home as they do in the old one."""
+        moved = copy.copy(self)
+        for name in ("_weight", "_scales"):
+            part: torch.Tensor = getattr(self, name)
+            start = part.data_ptr() - self._weight.data_ptr()
+            view = home[start : start + part.nbytes].view(part.dtype).view(part.shape)
+            setattr(moved, name, view)
+        return moved
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

@@ -15,6 +15,7 @@ from trimtab_workers.engine.sampling import Sampled, sample
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from trimtab_workers.engine.gate import LayerGate
     from trimtab_workers.engine.kv import Block, KvLayout
     from trimtab_workers.engine.models.llama import LlamaModel
     from trimtab_workers.engine.scheduler import StepPlan
@@ -33,6 +34,8 @@ class ModelRunner:
 
     Attributes:
         layers: Layers to run; None runs all (fingerprints stop early).
+        gate: What layers wait for whose weights are on their way; None if none are.
+        zero_block: A block of zeros, which padding reads; its slot may change between steps.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class ModelRunner:
         *,
         layout: KvLayout,
         arena: torch.Tensor,
-        zero_slot: int,
+        zero_block: Block,
         max_positions: int,
         threads: int = 1,
         native: bool = True,
@@ -50,7 +53,8 @@ class ModelRunner:
         self.layers: int | None = None
         self._layout = layout
         self._arena = arena
-        self._zero_slot = zero_slot
+        self.zero_block = zero_block
+        self.gate: LayerGate | None = None
         self._native = (
             NativeForward.open(
                 model, layout=layout, arena=arena, positions=max_positions, threads=threads
@@ -84,6 +88,7 @@ class ModelRunner:
     def _execute_native(
         self, native: NativeForward, plan: StepPlan, ends: list[int], sequences: list[Sequence]
     ) -> StepResult:
+        native.gate = self.gate
         if all(sequence.params.plain_greedy for sequence in sequences):
             tokens = native.greedy(plan, ends, layers=self.layers)
             return StepResult(tuple(zip(sequences, map(Sampled, tokens), strict=True)))
@@ -94,6 +99,7 @@ class ModelRunner:
     def hidden_states(self, plan: StepPlan) -> torch.Tensor:
         """Compute and store keys and values, return hidden states [rows (padded), hidden]."""
         if self._native is not None:
+            self._native.gate = self.gate
             states = self._native.hidden_states(plan, layers=self.layers)
             return states.to(self.model.norm.dtype)
         token_ids: list[int] = []
@@ -109,7 +115,7 @@ class ModelRunner:
             prefill=plan.prefill,
             layout=self._layout,
             arena=self._arena,
-            zero_slot=self._zero_slot,
+            zero_slot=self.zero_block.slot,
             heads=self.model.shape.heads,
         )
         return self.model.forward(
@@ -117,6 +123,7 @@ class ModelRunner:
             rotation=(cos, sin),
             attention=attention,
             layers=self.layers,
+            gate=self.gate,
         )
 
     def clear(self, blocks: Iterable[Block]) -> None:

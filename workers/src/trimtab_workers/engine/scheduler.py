@@ -11,7 +11,7 @@ from trimtab_workers.engine.config import BLOCK_TOKENS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trimtab_workers.engine.kv import DeviceBlockManager
+    from trimtab_workers.engine.kv import Block, DeviceBlockManager, HostBlockManager
     from trimtab_workers.engine.sequence import Sequence
 
 Phase = Literal["decode", "prefill", "mixed"]
@@ -32,13 +32,29 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Swap:
+    """One block's way between its slot on the device and its place in host memory."""
+
+    out: bool
+    slot: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step's work: `decode` rows of one token each, then `prefill` chunks."""
+    """One step's work: `decode` rows of one token each, then `prefill` chunks.
+
+    Attributes:
+        preempted: Sequences that lost their blocks since the last plan.
+        swaps: Copies to make before the rows are computed, in this order: a slot or place may be
+            emptied by one and filled by the next.
+    """
 
     decode: tuple[Row, ...] = ()
     prefill: tuple[Row, ...] = ()
     preempted: tuple[Sequence, ...] = ()
     recomputed_tokens: int = 0
+    swaps: tuple[Swap, ...] = ()
 
     @property
     def phase(self) -> Phase:
@@ -58,8 +74,7 @@ class _Draft:
     budget: int
     decode: list[Row] = field(default_factory=list)
     prefill: list[Row] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-    recomputed: int = 0
+    preempted: bool = False
 
 
 class Scheduler:
@@ -67,8 +82,11 @@ class Scheduler:
 
     Rules: decode rows first; then resumed sequences before new ones, each only if its *whole*
     context plus one block fits above the watermark (vllm #25538, PR #44594); prompts in chunks up
-    to the token budget. When blocks run out the youngest running sequence is preempted and
-    recomputed later, never the oldest, so the oldest always ends.
+    to the token budget. When blocks run out the youngest running sequence leaves, for host memory
+    where there is room and else to be recomputed, never the oldest, so the oldest always ends.
+
+    Attributes:
+        floor_blocks: What the model can always get back; enough for its longest sequence.
     """
 
     def __init__(
@@ -79,14 +97,23 @@ class Scheduler:
         max_batch_tokens: int,
         max_seqs: int,
         watermark: float,
+        host: HostBlockManager | None = None,
+        floor_blocks: int = 0,
     ) -> None:
         self.blocks = blocks
+        self.host = host
         self.model = model
         self.max_batch_tokens = max_batch_tokens
         self.max_seqs = max_seqs
-        self._reserve = int(watermark * blocks.capacity)
+        self.floor_blocks = floor_blocks
+        self._watermark = watermark
+        self._swaps: list[Swap] = []
+        self._preempted: list[Sequence] = []
+        self._recomputed = 0
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
+        if host is not None:
+            blocks.on_evict = self._keep_prefix
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
@@ -96,6 +123,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self.running or self.waiting)
+
+    @property
+    def reserve(self) -> int:
+        """Blocks that admission leaves free: the watermark."""
+        return int(self._watermark * self.blocks.capacity)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence behind all others."""
@@ -109,6 +141,53 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._free(sequence)
 
+    # -- what the controller asks --------------------------------------------------------------
+
+    def missing_running(self) -> int:
+        """Blocks that the next step's decodes need beyond those available."""
+        need = sum(
+            sequence.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+            for sequence in self.running
+            if sequence.remaining == 1
+        )
+        return max(0, need - self.blocks.available)
+
+    def missing_waiting(self) -> int:
+        """Blocks missing to admit what the next step's token budget holds, the first at least.
+
+        Cached prefixes are not looked for: they make the true need smaller.
+        """
+        room = self.max_seqs - len(self.running)
+        need = tokens = 0
+        for sequence in self.waiting:
+            if room < 1 or (tokens and tokens + sequence.remaining > self.max_batch_tokens):
+                break
+            tokens += sequence.remaining
+            need += sequence.blocks_for(len(sequence.tokens)) + 1
+            room -= 1
+        return max(0, need + self.reserve - self.blocks.available) if need else 0
+
+    def victims(self) -> list[int]:
+        """Blocks that each running sequence holds alone, youngest first, without the oldest."""
+        return [
+            sum(block.refs == 1 for block in sequence.blocks)
+            for sequence in reversed(self.running[1:])
+        ]
+
+    def preempt_youngest(self, *, to_host: bool) -> bool:
+        """Make the youngest running sequence leave, but for the oldest; False if there is none."""
+        if len(self.running) < 2:
+            return False
+        self._preempt(self.running[-1], to_host=to_host)
+        return True
+
+    def take_swaps(self) -> tuple[Swap, ...]:
+        """Return the copies that must be made before any block is written, once."""
+        swaps, self._swaps = tuple(self._swaps), []
+        return swaps
+
+    # -- the next step -------------------------------------------------------------------------
+
     def schedule(self) -> StepPlan:
         """Choose the next step's rows and allocate their blocks."""
         draft = _Draft(self.max_batch_tokens)
@@ -118,11 +197,10 @@ class Scheduler:
                 self._plan_chunk(draft, sequence)
         if not draft.preempted:
             self._admit(draft)
+        preempted, self._preempted = tuple(self._preempted), []
+        recomputed, self._recomputed = self._recomputed, 0
         return StepPlan(
-            tuple(draft.decode),
-            tuple(draft.prefill),
-            tuple(draft.preempted),
-            draft.recomputed,
+            tuple(draft.decode), tuple(draft.prefill), preempted, recomputed, self.take_swaps()
         )
 
     def _plan_decodes(self, draft: _Draft) -> None:
@@ -144,27 +222,50 @@ class Scheduler:
                 sequence.blocks.extend(taken)
                 continue
             victim = self.running[-1]
-            self._preempt(draft, victim)
+            if len(self.running) == 1:
+                if self.blocks.capacity < self.floor_blocks:
+                    return False  # its slabs are with others and come back
+                raise RuntimeError(
+                    f"Model {self.model}: the only running sequence does not fit into "
+                    f"{self.blocks.capacity} KV blocks although max_model_len is clamped to them; "
+                    "this is a bug, please report it with your model set."
+                )
+            self._preempt(victim, to_host=True)
+            draft.preempted = True
             if victim is sequence:
                 return False
         return True
 
-    def _preempt(self, draft: _Draft, victim: Sequence) -> None:
-        if len(self.running) == 1:
-            raise RuntimeError(
-                f"Model {self.model}: the only running sequence does not fit into "
-                f"{self.blocks.capacity} KV blocks although max_model_len is clamped to them; this "
-                "is a bug, please report it with your model set."
-            )
+    def _preempt(self, victim: Sequence, *, to_host: bool) -> None:
         self.running.remove(victim)
-        draft.recomputed += victim.computed
-        self._free(victim)
-        victim.computed = 0
+        if not (to_host and self._swap_out(victim)):
+            self._recomputed += victim.computed
+            victim.computed = 0
+        self.blocks.release(victim.blocks)
+        victim.blocks = []
         victim.preemptions += 1
         if victim.first_token_seconds is None:
             victim.scheduled_seconds = None  # the queue time ends with the latest scheduling
         self.waiting.appendleft(victim)
-        draft.preempted.append(victim)
+        self._preempted.append(victim)
+
+    def _swap_out(self, victim: Sequence) -> bool:
+        filled = victim.blocks_for(victim.computed)
+        if self.host is None or not filled:
+            return False
+        places = self.host.allocate(filled)
+        if places is None:
+            return False
+        victim.host_places = places
+        pairs = zip(victim.blocks, places, strict=False)
+        self._swaps += [Swap(True, block.slot, place) for block, place in pairs]  # noqa: FBT003 - out
+        return True
+
+    def _keep_prefix(self, block: Block) -> None:
+        if self.host is not None and block.key is not None:
+            place = self.host.remember(block.key)
+            if place is not None:
+                self._swaps.append(Swap(True, block.slot, place))  # noqa: FBT003 - out
 
     def _plan_chunk(self, draft: _Draft, sequence: Sequence) -> None:
         count = min(sequence.remaining, draft.budget)
@@ -179,15 +280,21 @@ class Scheduler:
                 return
             self.waiting.popleft()
             self.running.append(sequence)
-            self._plan_chunk(draft, sequence)
+            if sequence.remaining > 1:
+                self._plan_chunk(draft, sequence)
+            else:
+                draft.decode.append(Row(sequence, sequence.computed, 1))
+                draft.budget -= 1
 
     def _allocate_whole(self, sequence: Sequence) -> bool:
         """Allocate blocks for a sequence's whole context, reusing cached prefixes."""
         context = len(sequence.tokens)
-        keys = sequence.full_block_keys(self.model, up_to=context - 1)
+        keys: list[bytes] = []
+        if not sequence.host_places:
+            keys = sequence.full_block_keys(self.model, up_to=context - 1)
         found, idle = self.blocks.peek(keys)
         need = sequence.blocks_for(context) - found
-        headroom = 1 + self._reserve if self.running else 0
+        headroom = 1 + self.reserve if self.running else 0
         if need + headroom > self.blocks.available - idle:
             return False
         shared = self.blocks.match(keys)
@@ -197,14 +304,40 @@ class Scheduler:
                 "KV blocks vanished between counting and taking; this is a bug, please report it."
             )
         sequence.blocks = shared + fresh
-        sequence.computed = found * BLOCK_TOKENS
+        if sequence.host_places:
+            self._swap_in(fresh, sequence.host_places)
+            self._give_places_back(sequence)
+            return True
+        external = self._find_outside(keys[found:], fresh)
+        sequence.computed = (found + external) * BLOCK_TOKENS
         if sequence.preemptions == 0:
             sequence.cached_tokens = sequence.computed
+            sequence.external_tokens = external * BLOCK_TOKENS
         return True
+
+    def _find_outside(self, keys: list[bytes], fresh: list[Block]) -> int:
+        """Fetch prefix blocks from host memory; only now, as taking blocks may have evicted some."""
+        if self.host is None or not self.blocks.caching:
+            return 0
+        places = self.host.find(keys)
+        self._swap_in(fresh, places)
+        for block, key in zip(fresh[: len(places)], keys, strict=False):
+            self.blocks.remember(block, key)
+        return len(places)
+
+    def _swap_in(self, blocks: list[Block], places: list[int]) -> None:
+        pairs = zip(blocks, places, strict=False)
+        self._swaps += [Swap(False, block.slot, place) for block, place in pairs]  # noqa: FBT003 - in
+
+    def _give_places_back(self, sequence: Sequence) -> None:
+        if self.host is not None:
+            self.host.release(sequence.host_places)
+        sequence.host_places = []
 
     def _free(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
         sequence.blocks = []
+        self._give_places_back(sequence)
 
     def commit(self, row: Row) -> None:
         """Record that a row's keys and values are in place, and make full blocks findable."""

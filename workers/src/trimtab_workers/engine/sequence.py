@@ -23,6 +23,8 @@ class Sequence:
     Attributes:
         tokens: Prompt and generated token ids.
         computed: Tokens whose keys and values are in `blocks`.
+        host_places: Where in host memory the blocks of its `computed` tokens lie while it is
+            swapped out; empty otherwise.
         limit: Tokens (prompt and output) at which it ends with "length".
         seed: The request's, or one drawn at submission; noise is keyed by (seed, position).
     """
@@ -39,6 +41,8 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     computed: int = 0
     cached_tokens: int = 0
+    external_tokens: int = 0
+    host_places: list[int] = field(default_factory=list)
     preemptions: int = 0
     scheduled_seconds: float | None = None
     first_token_seconds: float | None = None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from trimtab_workers.engine.config import BLOCK_TOKENS
 from trimtab_workers.engine.errors import BatchFailedError
 from trimtab_workers.engine.sampling import NanLogitsError
 from trimtab_workers.engine.tenants import FAILURES_UNTIL_FAILED
 from trimtab_workers.engine.types import Output, Timings, TokenLogprob
 
 if TYPE_CHECKING:
+    from trimtab_workers.engine.backend import Runner
     from trimtab_workers.engine.clock import Clock
     from trimtab_workers.engine.errors import EngineError
-    from trimtab_workers.engine.runner import ModelRunner
+    from trimtab_workers.engine.mover import Mover
     from trimtab_workers.engine.sampling import Sampled
     from trimtab_workers.engine.scheduler import Scheduler, StepPlan
     from trimtab_workers.engine.sequence import Sequence
@@ -23,13 +25,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def step(tenant: Tenant, clock: Clock) -> bool:
-    """Run one step of a model's work; False if there was nothing that could run."""
+def step(tenant: Tenant, clock: Clock, *, mover: Mover | None = None) -> bool:
+    """Run one step of a model's work; False if there was nothing that could run.
+
+    Args:
+        tenant: The model.
+        clock: The engine's.
+        mover: Makes the plan's copies; needed where blocks may be swapped.
+    """
     scheduler, runner = tenant.scheduler, tenant.runner
     if scheduler is None or runner is None or not scheduler.has_work:
         return False
     began = clock.now()
     plan = scheduler.schedule()
+    tenant.metrics.preempted(plan)
+    if mover is not None:
+        mover.copy_swaps(tenant, plan.swaps)
     if not plan.rows:
         return False
     for row in plan.prefill:
@@ -56,6 +67,7 @@ def _count(
     context = sum(row.start + 1 for row in plan.decode)
     tenant.metrics.step(plan, seconds=now - began, context_tokens=context)
     if plan.phase == "decode":
+        tenant.decode_steps.append((now, now - began))
         tenant.windows.add(
             now=now, seconds=now - began, sequences=len(plan.decode), context_tokens=context
         )
@@ -64,10 +76,13 @@ def _count(
 
 def show_load(tenant: Tenant, scheduler: Scheduler) -> None:
     """Bring the gauges up to date."""
+    blocks = scheduler.blocks
     tenant.metrics.load(
         running=len(scheduler.running),
         waiting=len(scheduler.waiting),
-        usage=scheduler.blocks.used / scheduler.blocks.capacity,
+        reason="wake" if tenant.state in {"Lent", "Waking"} else "capacity",
+        usage=blocks.used / blocks.capacity if blocks.capacity else 0.0,
+        capacity_tokens=blocks.capacity * BLOCK_TOKENS,
     )
 
 
@@ -180,7 +195,7 @@ def _fail(
     tenant: Tenant,
     *,
     scheduler: Scheduler,
-    runner: ModelRunner,
+    runner: Runner,
     plan: StepPlan,
     cause: Exception,
     clock: Clock,
@@ -193,6 +208,8 @@ def _fail(
     )
     log.error("step_failed", exc_info=cause, extra={"model": name, "requests": len(plan.rows)})
     scheduler.blocks.forget_all()
+    if scheduler.host is not None:
+        scheduler.host.forget_all()
     for row in plan.rows:
         runner.clear(block for block in row.sequence.blocks if block.refs == 1)
         end_early(tenant, scheduler, row.sequence, now=clock.now(), error=error)

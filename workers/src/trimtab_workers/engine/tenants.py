@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trimtab_workers.engine.arena import UnitShape, slabs_for_weights
+from trimtab_workers.engine.arena import UnitShape
 from trimtab_workers.engine.config import BLOCK_TOKENS
-from trimtab_workers.engine.errors import EngineError, OutOfMemoryError
-from trimtab_workers.engine.kv import DeviceBlockManager, KvLayout
-from trimtab_workers.engine.models.llama import LlamaModel, fixed_bytes, layer_bytes
-from trimtab_workers.engine.scheduler import Scheduler
+from trimtab_workers.engine.kv import KvLayout
+from trimtab_workers.engine.models.llama import fixed_bytes, layer_bytes
 from trimtab_workers.engine.windows import StepWindows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
+    from threading import Thread
 
-    import torch
-
-    from trimtab_workers.engine.arena import Arena
-    from trimtab_workers.engine.config import EngineConfig, ModelSpec
-    from trimtab_workers.engine.memory import ArenaMemory
+    from trimtab_workers.engine.backend import Runner
+    from trimtab_workers.engine.config import ModelSpec
+    from trimtab_workers.engine.errors import EngineError
     from trimtab_workers.engine.metrics import ModelMetrics
+    from trimtab_workers.engine.models.llama import LlamaModel
     from trimtab_workers.engine.models.shape import LlamaShape
-    from trimtab_workers.engine.parallel.ranks import Ranks
-    from trimtab_workers.engine.runner import ModelRunner
+    from trimtab_workers.engine.ops import UnitState
+    from trimtab_workers.engine.scheduler import Scheduler
+    from trimtab_workers.engine.streaming import UnitGate
     from trimtab_workers.engine.tokenizer import Tokenizer
+    from trimtab_workers.engine.transfer import HostBlocks
     from trimtab_workers.engine.types import TenantState
     from trimtab_workers.engine.weights.checkpoint import Checkpoint
+    from trimtab_workers.engine.weights.hostcopy import UnitSource
 
 FAILURES_UNTIL_FAILED = 3
 
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """A model of the set; `scheduler` and `runner` exist while it is Resident or Draining.
+    """A model of the set; `scheduler` and `runner` exist once it was loaded.
 
     Attributes:
+        homes: Slabs of each unit.
+        units: Where each unit's weights are.
+        floor_slabs: Slabs that it can always get back; they hold its longest sequence.
+        fixed_outside: Bytes of its fixed region that lie outside of the arena.
+        alpha: Units whose homes are KV although it runs; they stream with `slots` others.
+        slots: Units whose homes serve as slots.
+        loader: Thread that loads it while others serve.
+        wake_began_seconds: When its wake began; None while it does not wake.
+        decode_steps: (end, seconds) of its last decode-only steps.
         failures: Failed batches in a row; three make the model Failed.
     """
 
@@ -47,17 +58,43 @@ class Tenant:
     checkpoint: Checkpoint | None = None
     tokenizer: Tokenizer | None = None
     scheduler: Scheduler | None = None
-    runner: ModelRunner | None = None
+    runner: Runner | None = None
     max_model_len: int = 0
     failures: int = 0
     drain_until_seconds: float | None = None
     model: LlamaModel | None = None
     windows: StepWindows = field(default_factory=StepWindows)
+    homes: list[Sequence[int]] = field(default_factory=list)
+    units: list[UnitState] = field(default_factory=list)
+    layers_per_unit: int = 1
+    copy: UnitSource | None = None
+    host_blocks: HostBlocks | None = None
+    floor_slabs: int = 0
+    fixed_outside: int = 0
+    alpha: int = 0
+    slots: tuple[int, ...] = ()
+    gate: UnitGate | None = None
+    loader: Thread | None = None
+    last_work_seconds: float = 0.0
+    wake_began_seconds: float | None = None
+    decode_steps: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=512))
 
     @property
     def usable(self) -> bool:
         """Whether new requests may come."""
         return self.state in {"Resident", "Lent", "Waking"}
+
+    @property
+    def steps(self) -> bool:
+        """Whether it has work that a step could do now."""
+        ready = self.state in {"Resident", "Draining"} and "lent" not in self.units
+        return ready and self.scheduler is not None and self.scheduler.has_work
+
+    def let_go(self) -> None:
+        """Drop everything that holds memory."""
+        self.scheduler = self.runner = self.model = None
+        self.copy = self.host_blocks = self.gate = None
+        self.homes, self.units, self.slots = [], [], ()
 
     @property
     def failed_serving(self) -> bool:
@@ -67,11 +104,32 @@ class Tenant:
     @property
     def shape(self) -> LlamaShape:
         """The opened checkpoint's shape."""
+        return self.opened.shape
+
+    @property
+    def opened(self) -> Checkpoint:
+        """The checkpoint; see `shape`."""
         if self.checkpoint is None:
             raise ValueError(
                 f"Model {self.spec.name} is not opened; this is a bug, please report it."
             )
-        return self.checkpoint.shape
+        return self.checkpoint
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of weights in one home."""
+        return self.layers_per_unit * self.unit.layer_bytes
+
+    def layout(self, slab_bytes: int) -> KvLayout:
+        """Return where its KV blocks lie in slabs."""
+        shape = self.shape
+        return KvLayout(
+            slab_bytes=slab_bytes,
+            block_bytes=self.unit.block_bytes,
+            layers=shape.layers,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+        )
 
     @property
     def unit(self) -> UnitShape:
@@ -90,102 +148,15 @@ class Tenant:
     def set_state(self, state: TenantState, error: EngineError | None = None) -> None:
         """Change the state, with the reason if it is Failed."""
         self.state, self.error = state, error
-        self.metrics.state(state, layers=0 if self.checkpoint is None else self.shape.layers)
+        self.show_state()
 
-    def claim(self, arena: Arena, memory: ArenaMemory) -> None:
-        """Take slabs for the weights.
-
-        Raises:
-            OutOfMemoryError: They do not fit; names bytes needed and free.
-        """
-        unit = self.unit
-        per_slab = max(1, arena.slab_bytes // unit.layer_bytes)
-        spans = slabs_for_weights(unit, arena.slab_bytes)
-        homes = -(-unit.layers // per_slab)
-        starts = arena.claim_weights(
-            self.spec.name, homes=homes, slabs_per_home=max(1, spans // homes)
-        )
-        self.model = LlamaModel(
-            self.shape,
-            precision=self.spec.dtype,
-            homes=[
-                _home(
-                    memory,
-                    slab=starts[layer // per_slab],
-                    base_bytes=layer % per_slab * unit.layer_bytes,
-                )
-                for layer in range(unit.layers)
-            ],
-        )
-
-    def open_cache(
-        self,
-        arena: Arena,
-        memory: ArenaMemory,
-        *,
-        slabs: int,
-        config: EngineConfig,
-        ranks: Ranks,
-    ) -> None:
-        """Take slabs for the KV cache and build scheduler and runner on them.
-
-        Raises:
-            OutOfMemoryError: Not even two blocks fit; names bytes.
-        """
-        if self.model is None:
-            raise ValueError(
-                f"Model {self.spec.name} has no slabs; this is a bug, please report it."
-            )
-        shape, unit = self.shape, self.unit
-        layout = KvLayout(
-            slab_bytes=arena.slab_bytes,
-            block_bytes=unit.block_bytes,
-            layers=shape.layers,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-        )
-        taken = arena.claim_kv(self.spec.name, slabs=slabs)
-        slots = [slot for slab in taken for slot in layout.slots(slab)]
-        if len(slots) < 3:
-            raise OutOfMemoryError(
-                f"Model {self.spec.name}: its weights fit, but {len(taken)} slabs of "
-                f"{arena.slab_bytes} bytes are left for its KV cache and 1 with 3 blocks of "
-                f"{BLOCK_TOKENS} tokens is the least. Raise memory_bytes."
-            )
-        memory.zero(taken)
-        # Padding reads this block and nobody writes it.
-        zero_slot = slots.pop(0)
-        blocks = DeviceBlockManager(slots, caching=config.prefix_caching)
-        pool_tokens = len(slots) * BLOCK_TOKENS
-        self.max_model_len = min(config.max_model_len or shape.max_positions, shape.max_positions)
-        self.max_model_len = min(self.max_model_len, pool_tokens)
-        self.scheduler = Scheduler(
-            blocks,
-            model=self.spec.name,
-            max_batch_tokens=config.max_batch_tokens,
-            max_seqs=config.max_seqs,
-            watermark=config.watermark,
-        )
-        self.runner = ranks.runner(
-            self.spec.name,
-            model=self.model,
-            layout=layout,
-            arena=memory.flat(self.model.dtype),
-            zero_slot=zero_slot,
-            max_positions=self.max_model_len,
-            threads=config.threads,
-            native=config.native,
-        )
-        self.metrics.cache(
-            blocks=blocks.capacity,
-            block_tokens=BLOCK_TOKENS,
-            slab_bytes=arena.slab_bytes,
-            pressure=config.pressure,
-        )
-
-
-def _home(memory: ArenaMemory, *, slab: int, base_bytes: int) -> Callable[[int, int], torch.Tensor]:
-    def give(offset_bytes: int, size_bytes: int) -> torch.Tensor:
-        return memory.home(slab, offset_bytes=base_bytes + offset_bytes, size_bytes=size_bytes)
-
-    return give
+    def show_state(self) -> None:
+        """Bring the gauges of state and layers up to date."""
+        layers = {"resident": 0, "streamed": 0, "lent": 0, "loading": 0}
+        depth = 0 if self.checkpoint is None else self.shape.layers
+        for layer in range(depth):
+            if self.units:
+                layers[self.units[layer // self.layers_per_unit]] += 1
+            elif self.state == "Loading":
+                layers["loading"] += 1
+        self.metrics.state(self.state, layers=layers)

@@ -26,6 +26,7 @@ from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.errors import EngineError
 from trimtab_workers.engine.measure import StepMeter
 from trimtab_workers.engine.models.llama import layer_bytes
+from trimtab_workers.engine.runner import ModelRunner
 from trimtab_workers.engine.scheduler import Row, StepPlan
 from trimtab_workers.engine.sequence import Sequence as RunningSequence
 from trimtab_workers.engine.types import Request, SamplingParams
@@ -75,7 +76,7 @@ def log_probabilities(engine: Engine, tokens: Sequence[int]) -> tuple[torch.Tens
     """
     tenant = engine.tenant(_NAME)
     scheduler, runner, model = tenant.scheduler, tenant.runner, tenant.model
-    if scheduler is None or runner is None or model is None:
+    if scheduler is None or not isinstance(runner, ModelRunner) or model is None:
         raise ValueError("log_probabilities: the engine is not loaded; call Engine.load first.")
     sequence = RunningSequence(
         request=Request(request_id="", model=_NAME, prompt_token_ids=(0,), params=SamplingParams()),

@@ -10,6 +10,7 @@ row the same bits for any number of rows of at least MIN_ROWS, so callers pad up
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab_workers.engine.attention import AttentionPlan
+    from trimtab_workers.engine.gate import LayerGate
     from trimtab_workers.engine.models.shape import LlamaShape
     from trimtab_workers.engine.weights.checkpoint import Checkpoint
 
@@ -67,7 +69,8 @@ class Layer:
 class LlamaModel:
     """A decoder whose layers live in slabs.
 
-    `home(offset_bytes, size_bytes)` callables, one per layer, give the bytes to live in.
+    `home(offset_bytes, size_bytes)` callables, one per layer, give the bytes to live in;
+    `fixed(size_bytes)` gives those of everything else, new memory if it is None.
 
     Attributes:
         precision: Of the layers' matrices, as configured.
@@ -80,8 +83,10 @@ class LlamaModel:
         *,
         precision: str,
         homes: list[Callable[[int, int], torch.Tensor]],
+        fixed: Callable[[int], torch.Tensor] | None = None,
     ) -> None:
         self.shape = shape
+        self._fixed = fixed
         self.precision = precision
         self.dtype = compute_precision(precision)
         self._homes = homes
@@ -104,9 +109,11 @@ class LlamaModel:
                 )
             return tensor
 
-        def fixed(name: str) -> torch.Tensor:
-            tensor = read(name)
-            copy = allocate(tensor.numel() * kind.itemsize).view(kind).view(tensor.shape)
+        take = self._fixed or allocate
+
+        def fixed(*names: str) -> torch.Tensor:
+            tensor = read(names[0]) if len(names) == 1 else torch.cat([read(n) for n in names])
+            copy = take(tensor.numel() * kind.itemsize).view(kind).view(tensor.shape)
             return copy.copy_(tensor)
 
         if self.shape.tied:
@@ -124,7 +131,7 @@ class LlamaModel:
         self,
         index: int,
         read: Callable[[str], torch.Tensor],
-        fixed: Callable[[str], torch.Tensor],
+        fixed: Callable[..., torch.Tensor],
     ) -> Layer:
         prefix = f"model.layers.{index}"
         sources = (
@@ -136,7 +143,7 @@ class LlamaModel:
         bias = None
         if self.shape.qkv_bias:
             names = tuple(f"{prefix}.self_attn.{x}_proj.bias" for x in "qkv")
-            bias = torch.cat([fixed(name) for name in names])
+            bias = fixed(*names)
         linears: list[Linear] = []
         offset = 0
         for matrix, names in zip(_pieces(self.shape), sources, strict=True):
@@ -165,6 +172,21 @@ class LlamaModel:
             layer.k_norm = fixed(f"{prefix}.self_attn.k_norm.weight")
         return layer
 
+    def move_layer(self, index: int, home: Callable[[int, int], torch.Tensor]) -> None:
+        """Read a layer's matrices elsewhere from now on; the bytes there are the caller's care."""
+        layer = self.layers[index]
+        moved: list[Linear] = []
+        offset = 0
+        linears = (layer.qkv, layer.out, layer.gate_up, layer.down)
+        for linear, matrix in zip(linears, _pieces(self.shape), strict=True):
+            size = matrix_bytes(*matrix, precision=self.precision)
+            moved.append(linear.at(home(offset, size)))
+            offset += size
+        qkv, out, gate_up, down = moved
+        self.layers[index] = dataclasses.replace(
+            layer, qkv=qkv, out=out, gate_up=gate_up, down=down
+        )
+
     def forward(
         self,
         token_ids: torch.Tensor,
@@ -172,6 +194,7 @@ class LlamaModel:
         rotation: tuple[torch.Tensor, torch.Tensor],
         attention: AttentionPlan,
         layers: int | None = None,
+        gate: LayerGate | None = None,
     ) -> torch.Tensor:
         """Compute hidden states after the last layer, before the final norm.
 
@@ -180,13 +203,18 @@ class LlamaModel:
             rotation: Cosines and signed sines, shape [rows, 1, head_dim].
             attention: What each row attends to.
             layers: Stop after this many, for fingerprints; None runs all.
+            gate: What layers wait for whose weights are on their way; None if none are.
 
         Returns:
             Shape [rows, hidden].
         """
         x = self.embedding.rows(token_ids)
         for index, layer in enumerate(self.layers[:layers]):
+            if gate is not None:
+                gate.enter(index)
             x = self._run_layer(x, layer, index=index, rotation=rotation, attention=attention)
+            if gate is not None:
+                gate.leave(index)
         return x
 
     def _run_layer(

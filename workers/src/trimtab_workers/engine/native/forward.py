@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trimtab_workers.engine.config import BLOCK_TOKENS
+from trimtab_workers.engine.gate import pieces
 from trimtab_workers.engine.models.llama import rotation_table
 from trimtab_workers.engine.native.library import (
     KINDS,
@@ -26,6 +27,7 @@ from trimtab_workers.engine.quant import CodesLinear
 from trimtab_workers.engine.sampling import NanLogitsError
 
 if TYPE_CHECKING:
+    from trimtab_workers.engine.gate import LayerGate
     from trimtab_workers.engine.kv import KvLayout
     from trimtab_workers.engine.linear import Linear
     from trimtab_workers.engine.models.llama import Layer, LlamaModel
@@ -62,6 +64,7 @@ class NativeForward:
         # The kernels hold addresses only; these keep what is behind them alive.
         self._alive: list[torch.Tensor] = [arena]
         self._layers = (LayerTable * shape.layers)()
+        self.gate: LayerGate | None = None
         self._bound: list[Layer | None] = [None] * shape.layers
         self._behind: list[list[torch.Tensor]] = [[] for _ in range(shape.layers)]
         rotation = rotation_table(shape, positions=positions, dtype="fp32")
@@ -156,6 +159,17 @@ class NativeForward:
         # The residual stream comes first in the scratch memory, which torch aligns to 64 bytes.
         return scratch[: rows * hidden * 4].view(torch.float32).view(rows, hidden)
 
+    def _piece(self, step: Step, waits_for: int | None) -> int:
+        """Run the step's layers; returns tt_step's status."""
+        if self.gate is not None and waits_for is not None:
+            self.gate.enter(waits_for)
+        status: int = self._kernels.tt_step(
+            self._pool, ctypes.byref(self._model), ctypes.byref(step)
+        )
+        if self.gate is not None and waits_for is not None:
+            self.gate.leave(waits_for)
+        return status
+
     def _run(
         self,
         plan: StepPlan,
@@ -183,13 +197,11 @@ class NativeForward:
         )
         scratch = torch.empty(size, dtype=torch.uint8)
         depth = self._source.shape.layers
+        depth = depth if layers is None else min(layers, depth)
         step = Step(
             rows=len(tokens),
             segments=len(plan.rows),
             table_length=len(tables),
-            first=0,
-            last=depth if layers is None else min(layers, depth),
-            samples=len(ends),
             tokens=tokens.buffer_info()[0],
             segment=segments.buffer_info()[0],
             tables=tables.buffer_info()[0],
@@ -199,9 +211,14 @@ class NativeForward:
             logits=None if logits is None else logits.data_ptr(),
             best=None if best is None else best.buffer_info()[0],
         )
-        for index in range(step.last):
+        for index in range(depth):
             self._bind(index)
-        status = self._kernels.tt_step(self._pool, ctypes.byref(self._model), ctypes.byref(step))
+        status = 0
+        for first, last, waits in pieces(depth, self.gate):
+            step.first, step.last, step.samples = first, last, len(ends) if last == depth else 0
+            status = self._piece(step, first if waits else None)
+            if status:
+                break
         if status == NAN_LOGITS:
             raise NanLogitsError("the model's logits are NaN")
         if status:

@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Any, overload
 
 from trimtab_workers.engine.config import BLOCK_TOKENS
-from trimtab_workers.engine.kv import Block
+from trimtab_workers.engine.kv import Block, KvSlab
 from trimtab_workers.engine.scheduler import Row, StepPlan
 from trimtab_workers.engine.sequence import Sequence
 from trimtab_workers.engine.types import Request
@@ -179,6 +179,9 @@ def plan_of(step: SentStep) -> StepPlan:
     return StepPlan(tuple(map(_row, step.decode)), tuple(map(_row, step.prefill)))
 
 
+_ELSEWHERE = KvSlab(-1, borrowed=False)  # rank 0 keeps the books
+
+
 def _row(sent: SentRow) -> Row:
     sequence = Sequence(
         request=Request(request_id="", model="", prompt_token_ids=(0,)),
@@ -188,7 +191,7 @@ def _row(sent: SentRow) -> Row:
         limit=len(sent.tokens),
         seed=0,
         arrival_seconds=0.0,
-        blocks=[Block(slot) for slot in sent.slots],
+        blocks=[Block(slot, _ELSEWHERE) for slot in sent.slots],
         computed=sent.start,
     )
     return Row(sequence, sent.start, sent.count)

@@ -88,7 +88,7 @@ class Rig:
             head_dim=shape.head_dim,
         )
         per_slab = self.layout.blocks_per_slab * BLOCK_TOKENS
-        first_kv, kv_slabs = shape.layers, -(-kv_tokens // per_slab)
+        first_kv, kv_slabs = shape.layers, -(-(kv_tokens + 16) // per_slab)
         self.slots = list(range(first_kv + kv_slabs, first_kv + kv_slabs + spare_slabs))
         slabs = first_kv + kv_slabs + spare_slabs
         self.arena = torch.empty(slabs * self.slab_bytes, dtype=torch.uint8, device=device.place)
@@ -114,9 +114,9 @@ class Rig:
             assumed_link_rate=assumed_link_rate,
         )
         kv = range(first_kv, first_kv + kv_slabs)
-        self.blocks = DeviceBlockManager(
-            (slot for slab in kv for slot in self.layout.slots(slab)), caching=False
-        )
+        self.blocks = DeviceBlockManager(caching=False)
+        for slab in kv:
+            self.blocks.grow(slab, self.layout.slots(slab))
 
     def _fill_cache(self, first: int, slabs: int) -> None:
         """Give sequences a past without computing it; zeros would read as fast, and hide errors."""
