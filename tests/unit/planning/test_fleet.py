@@ -8,6 +8,7 @@ from tests.unit.planning.builders import (
     LLAMA_8B,
     LOAD,
     POLICY,
+    SMOLLM2,
     a_fingerprint,
     a_fleet,
     a_key,
@@ -22,6 +23,7 @@ from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.prices import PriceBook, parse_price_book
 from trimtab.planning.snapshot import Assignment, Config, Constraints, Targets
 
+PARALLEL = replace(CAPABILITIES, tensor_parallel_sizes=(1, 2, 4), pipeline_parallel_sizes=(1, 2))
 BIG = (a_pool("n0", threads=16, gib=64), a_pool("n1", threads=16, gib=64))
 
 
@@ -261,6 +263,36 @@ def test_pins_are_honoured():
         option = plan_one(an_intent(objective=objective, constraints=pins), pools=BIG).option
         assert option.replicas == 2
         assert option.config.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("constraints", "architecture", "said"),
+    [
+        ({"tensor_parallel_sizes": (2,)}, SMOLLM2, "does not divide the model's 9 attention heads"),
+        ({"tensor_parallel_sizes": (4,)}, LLAMA_8B, "does not divide 2 threads"),
+        ({"pipeline_parallel_sizes": (2,)}, LLAMA_8B, "fingerprints measure one stage"),
+    ],
+)
+def test_ranks_that_a_model_or_its_threads_do_not_divide_over(constraints, architecture, said):
+    """The plan says what does not divide, or cannot be predicted, instead of a worker that fails."""
+    intent = an_intent(model=a_model(architecture, depth=2), constraints=Constraints(**constraints))
+    found = plan_one(intent, capabilities=PARALLEL)
+    assert found.option is None
+    assert said in found.message
+
+
+def test_ranks_are_planned_only_where_they_are_pinned():
+    """Without a pin nothing is split; with one the replica's threads are shared by its ranks."""
+    model = a_model(LLAMA_8B, depth=2)
+    free = plan_one(an_intent(model=model), capabilities=PARALLEL)
+    assert free.option.config.tensor_parallel_size == 1
+    pins = Constraints(tensor_parallel_sizes=(2,))
+    pinned = plan_one(an_intent(model=model, constraints=pins), capabilities=PARALLEL)
+    assert (pinned.option.config.tensor_parallel_size, pinned.option.config.threads) == (2, 2)
+    assert pinned.needs[0].tensor_parallel_size == 2
+    # Two interpreters, before a fingerprint has counted them.
+    alone = [a for a in free.alternatives if a.config.threads == 2] or [free]
+    assert pinned.option.memory_bytes > alone[0].option.memory_bytes
 
 
 def test_precision_is_the_checkpoint_s_own_unless_allowed():
