@@ -163,6 +163,12 @@ def test_sizes_that_are_not_run_are_refused(name: str):
     assert parsed.ranks == 2
 
 
+def test_ranks_move_no_slabs_yet():
+    """Pressure policies that move slabs are refused over several ranks, with both remedies."""
+    with pytest.raises(ConfigError, match=r"pressure is 'remap-idle'.*or both sizes to 1"):
+        EngineConfig(models=(), tensor_parallel_size=2, pressure="remap-idle")
+
+
 class Told(Ranks):
     """A rank that hears what others are made to say."""
 

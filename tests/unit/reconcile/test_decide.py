@@ -135,6 +135,24 @@ def test_a_plan_becomes_children_in_order() -> None:
     assert mounted["configMap"]["name"] == of_kind(plan, "ConfigMap")["metadata"]["name"]
 
 
+def test_ranks_share_the_threads_and_the_arena() -> None:
+    """A worker reads sizes of one rank; a set without ranks keeps the form that older workers read."""
+    observed = an_observed()
+    sets = []
+    for ranks, threads in ((1, 2), (2, 4)):
+        option = an_option()
+        config = dataclasses.replace(option.config, threads=threads, tensor_parallel_size=ranks)
+        option = dataclasses.replace(option, config=config)
+        seen = an_observed(observed.record, plan=a_plan(observed.record, option=option))
+        document = of_kind(decide(seen, settings=SETTINGS), "ConfigMap")["data"]["models.json"]
+        sets.append(json.loads(document))
+    alone, split = sets
+    assert "tensor_parallel_size" not in alone
+    assert (split["tensor_parallel_size"], split["threads"]) == (2, 2)
+    # Norms lie on both, so each has a little more than half.
+    assert 1.0 < 2 * split["memory_bytes"] / alone["memory_bytes"] < 1.03
+
+
 def test_an_unchanged_intent_keeps_its_pod_template() -> None:
     """Observing one's own Deployment leads to the same template, byte for byte."""
     first = an_observed()

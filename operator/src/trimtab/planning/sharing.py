@@ -49,6 +49,12 @@ def share(cases: Sequence[Case], *, snapshot: FleetSnapshot, policy: PlannerPoli
                 "worker is one."
             )
             continue
+        ranks = judged.option.config.tensor_parallel_size
+        if ranks > 1:
+            apart[case.intent.uid] = (
+                f"TensorParallel: its best option has {ranks} ranks, between which no weights are lent."
+            )
+            continue
         key: _Key = (case.intent.namespace, replace(judged.option.config, precision=""))
         found.setdefault(key, []).append(Candidate(case=case, judged=judged))
     workers: list[SharedWorker] = []

@@ -173,6 +173,15 @@ class EngineConfig:
     file: Path | None = None
     model_root: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.ranks > 1 and self.pressure != "recompute":
+            # Step plans carry no operations on slabs yet, so ranks would move them apart.
+            raise ConfigError(
+                f"The model set's field pressure is {self.pressure!r}, but with tensor_parallel_size "
+                f"{self.tensor_parallel_size} and pipeline_parallel_size {self.pipeline_parallel_size} "
+                "only 'recompute' is run. Set pressure to 'recompute', or both sizes to 1."
+            )
+
     @property
     def ranks(self) -> int:
         """Processes in all."""
