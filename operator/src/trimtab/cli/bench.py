@@ -46,6 +46,11 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="bits per token of a text by precision of the weights, their bytes and step times",
         extra="engine",
     ),
+    "ranks": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="a step in one process with one and two threads, and on two ranks, in turns",
+        extra="engine",
+    ),
     "calibrate": Bench(
         module="trimtab_workers.engine.bench",
         doc="one GPU: link, memory, interference, compaction, pinning",

@@ -14,6 +14,7 @@ MODULES: Final[Mapping[str, str]] = {
     "cpu-peer": "cpu_peer",
     "cpu-idle": "cpu_idle",
     "accuracy": "accuracy",
+    "ranks": "ranks",
     "calibrate": "gpu.calibrate",
     "decode": "gpu.decode",
     "exact": "gpu.exact",
