@@ -119,6 +119,21 @@ def test_a_group_answers_as_one_process(glass, alone, tensor, pipeline, crowd):
         torch.testing.assert_close(logits, alone.logits[where], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "tensor", "pipeline"), [("int8", 2, 1), ("int4", 1, 2)])
+def test_a_group_quantises_its_parts(glass, dtype, tensor, pipeline):
+    """Ranks that quantise what they hold give the greedy tokens of one process."""
+    found = []
+    for sizes in ({}, {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}):
+        model = ModelSpec(name="m", path=glass, dtype=dtype)
+        engine = Engine(EngineConfig(models=(model,), max_model_len=64, native=False, **sizes))
+        engine.load()
+        try:
+            found.append(run(engine, a_request("r", range(3, 23)))[0].tokens)
+        finally:
+            engine.ranks.close()
+    assert found[0] == found[1]
+
+
 def test_one_rank_with_less_host_memory(glass, tmp_path):
     """One sentence names the rank and both numbers, and no rank waits for another."""
     (tmp_path / "memory.max").write_text("300000")
