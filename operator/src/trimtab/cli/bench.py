@@ -41,6 +41,16 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="bursts on one of three models: recompute, swap, lending idle weights, or static vLLM",
         extra="engine",
     ),
+    "sim-remap": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="simulation: registered predictions, and where streaming active layers begins to pay",
+        extra="engine",
+    ),
+    "cpu-link": Bench(
+        module="trimtab_workers.engine.bench",
+        doc="modelled link: streamed layers stall as long as the formula says",
+        extra="engine",
+    ),
     "accuracy": Bench(
         module="trimtab_workers.engine.bench",
         doc="bits per token of a text by precision of the weights, their bytes and step times",

@@ -67,16 +67,6 @@ def test_vidur_table():
     assert cost.compute_seconds(tokens=1, kv_bytes=0) == pytest.approx(32 * 0.177e-3 + outside)
 
 
-def test_streaming_waits_only_beyond_the_step():
-    """Layers that hide cost nothing; beyond that the link sets the pace, one slot more slowly."""
-    cost = StepCost(shape=LLAMA_8B, hw=replace(H100, link_rate=400e9))
-    plain = cost.seconds(tokens=8, kv_bytes=GB)
-    assert cost.seconds(tokens=8, kv_bytes=GB, streamed=3, slots=2) == plain
-    slow = cost.seconds(tokens=8, kv_bytes=GB, streamed=10, slots=2)
-    assert slow == pytest.approx(10 * cost.hw.transfer_s(LLAMA_8B.layer_bytes))
-    assert cost.seconds(tokens=8, kv_bytes=GB, streamed=10, slots=1) > slow
-
-
 def test_judgement():
     """All within five percent is a tie; better and worse at once is neither win nor loss."""
     assert judge({"tokens_per_second": 1.04, "ttft_p99": 0.97, "tbt_p99": None}) == "tie"

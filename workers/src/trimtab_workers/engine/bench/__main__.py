@@ -13,6 +13,8 @@ MODULES: Final[Mapping[str, str]] = {
     "engine-throughput": "throughput",
     "cpu-peer": "cpu_peer",
     "cpu-idle": "cpu_idle",
+    "sim-remap": "sim_remap",
+    "cpu-link": "cpu_link",
     "accuracy": "accuracy",
     "ranks": "ranks",
     "calibrate": "gpu.calibrate",

@@ -133,6 +133,8 @@ def _collector(answer: Answer, *, clock: Clock, start: float) -> Callable[[Outpu
 COUNTED = (
     "vllm:num_preemptions_total",
     "trimtab_engine_recomputed_tokens_total",
+    "trimtab_engine_decode_only_steps_total",
+    "trimtab_engine_decode_only_seconds_total",
     "trimtab_engine_swaps_total",
     "trimtab_engine_link_bytes_total",
     "trimtab_engine_link_stall_seconds_total",

@@ -1,7 +1,6 @@
 """What a simulated step costs: the roofline, or Vidur's measured operators; pure.
 
-Streaming is priced by the engine's own formula (engine.md §3), so that a simulation checks the
-engine's decisions under it, not the formula itself.
+Copies are priced by the simulated link, and stalls come from the engine's own waiting for them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from trimtab.planning.remap import Hardware, ModelShape, layer_share
+from trimtab.planning.remap import Hardware, ModelShape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +77,7 @@ def model_shape(config: dict[str, object]) -> ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
-    """Seconds of a step by what it computes and streams.
+    """Seconds of a step by what it computes and reads.
 
     Attributes:
         linear: One layer's linear operators by tokens; None takes the roofline's.
@@ -99,16 +98,6 @@ class StepCost:
         outside = self.shape.read_outside_bytes + kv_bytes
         layers = self.shape.layers * at_tokens(self.linear, tokens)
         return layers + outside / self.hw.memory_rate
-
-    def seconds(self, *, tokens: int, kv_bytes: float, streamed: int = 0, slots: int = 0) -> float:
-        """Return the step with `streamed` layers rotating through `slots` buffers."""
-        step_s = self.compute_seconds(tokens=tokens, kv_bytes=kv_bytes)
-        if not streamed:
-            return step_s
-        each = self.hw.transfer_s(self.shape.layer_bytes)
-        if slots == 1:
-            each += step_s * layer_share(self.shape, kv_bytes=kv_bytes)
-        return max(step_s, streamed * each)
 
 
 def at_tokens(table: Sequence[tuple[int, float]], tokens: int) -> float:

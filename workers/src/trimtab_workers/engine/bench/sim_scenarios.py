@@ -48,13 +48,28 @@ class Scenario:
         chosen = bursts_on_one if self.kind == "bursts" else alternating
         return chosen(self.models, self.load)
 
+    def lasting(self, seconds: float | None) -> Scenario:
+        """Return the same for another time; None leaves it."""
+        if seconds is None:
+            return self
+        return replace(self, load=replace(self.load, seconds=seconds))
+
+    def describe(self) -> str:
+        """Return models, bytes, rates and load in a sentence."""
+        load = self.load
+        return (
+            f"{len(self.models)} models in {self.memory_bytes / _GB:.1f} GB, link "
+            f"{self.hw.link_rate / _GB:g} GB/s, memory {self.hw.memory_rate / _GB:g} GB/s; "
+            f"{load.lengths}, {load.burst_rate:g} requests/s ({self.kind}), {load.seconds:g} s"
+        )
+
 
 def _load(lengths: str, **changes: float | None) -> Load:
     base = Load(
         lengths=lengths,
         divisor=1.0,
         longest=4096,
-        seconds=120.0,
+        seconds=60.0,
         burst_seconds=20.0,
         pause_seconds=10.0,
         burst_rate=16.0,
@@ -94,20 +109,21 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "all-active-prefill": Scenario(
         models=_THREE,
         memory_bytes=56 * _GB,
-        load=_load("azure-code", burst_rate=12.0, burst_seconds=_MIXED),
+        load=_load("azure-code", burst_rate=20.0, burst_seconds=_MIXED),
         kind="alternating",
         config=LLAMA_3_8B,
     ),
     "large-kv-share": Scenario(
         models=("a",),
-        memory_bytes=76 * _GB,
-        load=_load("azure-conv", burst_rate=16.0),
+        memory_bytes=40 * _GB,
+        load=_load("azure-conv", burst_rate=34.0),
         config=LLAMA_3_8B,
+        max_seqs=512,
     ),
     "fast-link": Scenario(
         models=("a",),
         memory_bytes=_EIGHT_B + 3 * _GB // 2,
-        load=_load("azure-conv", burst_rate=6.0),
+        load=_load("azure-conv", burst_rate=14.0),
         hw=replace(H100, memory_rate=4.0e12, link_rate=400e9),
         config=LLAMA_3_8B,
     ),
