@@ -37,6 +37,9 @@ def test_deviation_is_of_the_prediction_or_of_the_step():
 def test_streaming_over_a_slow_link_stalls(monkeypatch, capsys):
     """A link four times too slow stalls the steps by most of their time; the result says by how much."""
     monkeypatch.setattr(cpu_link, "LOADS", (4.0,))
+    small = {"num_hidden_layers": 4, "hidden_size": 96, "intermediate_size": 128, "head_dim": 16}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 512}
+    monkeypatch.setattr(cpu_link, "SHAPE", cpu_link.SHAPE | small | heads)
     options = ["--freed=1", "--slots=2", "--steps=6", "--repeats=1", "-o", "json"]
     assert cpu_link.main(options) == 0
     result = json.loads(capsys.readouterr().out)
