@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
         options.error(f"--scenarios has {', '.join(unknown)}; choose among {', '.join(SCENARIOS)}")
-    result = {"benchmark": "sim-remap", "kind": "simulation"}
+    result: dict[str, Any] = {"benchmark": "sim-remap", "kind": "simulation"}
     result |= run_scenarios(names, seconds=chosen.seconds)
     result["curve"] = [] if chosen.no_curve else run_curve(CURVE_POOL_GB, CURVE_RATES)
     if chosen.plot is not None:
