@@ -153,8 +153,8 @@ def test_throttled_copies_are_whole(monkeypatch):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NaN, which numpy tells
 def test_streaming_is_exact(monkeypatch):
     """Every level, one and two slots, NaN before each load: the resident logits; no copy: not."""
-    monkeypatch.setattr(exact, "_PROMPT", 4)
-    monkeypatch.setattr(exact, "_CHUNK", 3)
+    monkeypatch.setattr(exact, "_PROMPT", 3)
+    monkeypatch.setattr(exact, "_CHUNK", 2)
     monkeypatch.setattr(exact, "_SEQUENCES", 1)
     rig = a_rig()
     host = rig.host_copy((0, 1, 2))

@@ -32,7 +32,7 @@ class Event(Protocol):
         """Block the calling thread until it is."""
         ...
 
-    def elapsed_time(self, end_event: Event) -> float:
+    def elapsed_time(self, _end: Event, /) -> float:
         """Milliseconds to a later event; both with timing, both done."""
         ...
 
