@@ -1,5 +1,6 @@
 """Lending, waking, swapping and streaming: equal answers, exact bytes, nothing lost."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,86 @@ def test_suppressed_swaps_are_noticed(expected: list[list[int]]):
     outputs = burst(engine)
     assert engine.state()["remap"]["swaps_in"] > 0
     assert [output.tokens for output in outputs] != expected
+
+
+def _reload(engine: Engine, names: str) -> None:
+    """Change the model set and step until every joining model has joined."""
+    specs = tuple(
+        ModelSpec(
+            name=name,
+            path=Path(),
+            dtype="fp32",
+            random=RandomWeights(hf_config=DEEP, seed=ord(name)),
+        )
+        for name in names
+    )
+    config = dataclasses.replace(engine.config, models=specs, revision=engine.config.revision + 1)
+    engine._post(lambda: engine._apply(config))
+    for _ in range(4):
+        engine.step()
+        for tenant in list(engine._tenants.values()):
+            if tenant.loader is not None:
+                tenant.loader.join()
+    engine.step()
+
+
+def test_a_model_joins_and_leaves_without_a_trace():
+    """A model added live answers as one loaded at start, and its removal gives all slabs back."""
+    engine = tenants("a", kv_slabs=24, pressure="remap-idle", max_model_len=128)
+    before = engine.state()["slabs_by_owner"]
+    running = submit(engine, ask("a", "long", 30, max_tokens=60))
+    engine.step()
+    _reload(engine, "ab")
+    assert [model["state"] for model in engine.state()["models"]] == ["Resident", "Resident"]
+    joined = submit(engine, ask("b", "first", 20, max_tokens=4))
+    settle(engine)
+    fresh = tenants("b", kv_slabs=4)
+    expected = submit(fresh, ask("b", "first", 20, max_tokens=4))
+    settle(fresh)
+    assert joined.tokens == expected.tokens
+    assert len(running.tokens) == 60
+    _reload(engine, "a")
+    engine.step()
+    after = engine.state()["slabs_by_owner"]
+    assert after["weights"] == before["weights"]
+    assert after["kv_home"] + after["free"] == before["kv_home"] + before["free"]
+
+
+def test_a_model_that_does_not_fit_fails_alone():
+    """Too little memory fails the newcomer with both numbers in bytes; others are untouched."""
+    engine = tenants("a", kv_slabs=3)
+    before = engine.state()["slabs_by_owner"]
+    _reload(engine, "ab")
+    failed = engine.state()["models"][1]
+    assert failed["state"] == "Failed"
+    assert "needs" in failed["error"]["message"]
+    assert "bytes" in failed["error"]["message"]
+    assert engine.state()["slabs_by_owner"] == before
+    assert len(submit(engine, ask("a", "r", 10, max_tokens=3))) == 0
+    settle(engine)
+
+
+def test_a_damaged_host_copy_fails_its_model_alone():
+    """A wake that reads other bytes than were kept ends that model's requests with an error."""
+    engine = tenants(pressure="remap-idle")
+    copy = engine.tenant("b").copy
+    for unit in range(copy.units):
+        copy.unit(unit)[5] ^= 1
+    outputs = burst_of_a(engine)
+    woken = submit(engine, ask("b", "late", 20, max_tokens=4))
+    settle(engine)
+    assert woken[-1].error is not None
+    assert "checksum" in woken[-1].error.message
+    assert all(output[-1].finish_reason == "length" for output in outputs)
+    assert [model["state"] for model in engine.state()["models"]] == ["Resident", "Failed"]
+
+
+def burst_of_a(engine: Engine) -> list[Collected]:
+    """Load a until b has lent, and return a's outputs."""
+    outputs = [submit(engine, ask("a", f"r{i}", 40 + 9 * i, max_tokens=26)) for i in range(6)]
+    for _ in range(200):
+        if engine.state()["remap"]["lends"]:
+            return outputs
+        engine.clock.advance(0.01)
+        engine.step()
+    pytest.fail("nothing was lent")
