@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
 
-from trimtab_workers.engine.kv import Block
+from trimtab_workers.engine.kv import Block, KvSlab
 from trimtab_workers.engine.models.names import tensor_shapes
 from trimtab_workers.engine.models.shape import LlamaShape
 from trimtab_workers.engine.parallel.placement import Placement
@@ -104,7 +104,9 @@ def test_a_plan_survives_its_journey(decode, prefill, model, layers):
     def row(start, count, sample, spare):
         length = start + count + (0 if sample else 1 + spare)
         tokens = [(7 * i) % 1000 for i in range(length)]
-        blocks = [Block(3 * i + start) for i in range(-(-length // 16) + spare)]
+        blocks = [
+            Block(3 * i + start, KvSlab(0, borrowed=False)) for i in range(-(-length // 16) + spare)
+        ]
         sequence = Sequence(
             request=Request(request_id="r", model="m", prompt_token_ids=(1,)),
             sink=lambda _: None,

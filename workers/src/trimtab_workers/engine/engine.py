@@ -13,7 +13,7 @@ from trimtab_workers.engine import boot
 from trimtab_workers.engine.backend import CpuBackend
 from trimtab_workers.engine.balance import Balance
 from trimtab_workers.engine.clock import Clock, SystemClock
-from trimtab_workers.engine.config import EngineConfig, Policy, load_config
+from trimtab_workers.engine.config import EngineConfig, load_config
 from trimtab_workers.engine.controller import RemapController
 from trimtab_workers.engine.device import open_device
 from trimtab_workers.engine.document import engine_state, error_of, show_arena
@@ -96,11 +96,6 @@ class Engine:
         ranks: Ranks | None = None,
         on_group_lost: Callable[[], None] | None = None,
     ) -> None:
-        if config.ranks > 1 and config.policy != Policy():
-            raise ConfigError(
-                f"The model set's field pressure is {config.pressure!r}, but {config.ranks} ranks share "
-                "each model, and slabs then keep their owners. Set pressure to 'recompute'."
-            )
         if open_device(config.device) is not None:
             raise ConfigError(
                 f"The model set's field device is {config.device!r}, but this release serves on "
