@@ -229,7 +229,10 @@ def _peak_allocation(run: Callable[[], object]) -> int:
     """Return the most bytes that torch had allocated at once during a call, beyond its start."""
     from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415 - with torch
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # Without `acc_events` torch 2.11 warns that it may forget events.
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         run()
     results = profiler.profiler
     events = [] if results is None else results.kineto_results.events()
