@@ -142,6 +142,12 @@ def test_every_policy_gives_the_same_answers(
     if pressure.startswith("static"):
         assert moved["h2d/stream"] % unit == 0
         assert moved["h2d/stream"] > 0
+    value = engine.registry.get_sample_value
+    labels = {"model_name": "a", "engine": "0"}
+    assert (value("trimtab_engine_kv_reachable_tokens", labels) or 0) > 0
+    verdicts = ("DoNotRemap", "IdleOnly", "IdleAndActive")
+    shown = [value("trimtab_engine_remap_verdict", labels | {"verdict": v}) for v in verdicts]
+    assert sum(v or 0 for v in shown) == 1
     for _ in range(25):  # all comes back by itself
         engine.clock.advance(1.5)
         engine.step()

@@ -30,6 +30,7 @@ class Balance:
     Attributes:
         paid_slabs: Slabs that `memory_bytes` pays for; `oracle` has more.
         fixed_budget: Bytes of fixed regions at start.
+        shown_holds: Held wakes that the metrics have counted.
     """
 
     arena: Arena
@@ -40,6 +41,7 @@ class Balance:
     clock: Clock
     paid_slabs: int
     fixed_budget: int
+    shown_holds: int = 0
 
     def between_steps(self) -> bool:
         """Look at every model, decide, act; True if anything was done."""

@@ -99,10 +99,22 @@ def remap_counts(balance: Balance) -> dict[str, Any]:
     }
 
 
-def show_arena(balance: Balance, metrics: EngineMetrics) -> None:
-    """Bring the arena's gauges up to date."""
+def show_arena(
+    balance: Balance, metrics: EngineMetrics, *, config: EngineConfig, now: float
+) -> None:
+    """Bring the gauges of arena and advice up to date, after something moved."""
     for owner, slabs in balance.arena.owners().items():
         metrics.arena_bytes.labels(owner).set(slabs * balance.arena.slab_bytes)
+    held = balance.controller.thrash_holds
+    metrics.thrash_holds.inc(held - balance.shown_holds)
+    balance.shown_holds = held
+    told = advice(config, balance.tenants, balance=balance, now=now) or {}
+    for name, tokens in reachable(balance, config).items():
+        balance.tenants[name].metrics.advice(
+            verdict=str(told.get("verdict", "DoNotRemap")),
+            hidden_layers=float(told.get("hidden_m", 0.0)),
+            reachable_tokens=tokens,
+        )
 
 
 def reachable(balance: Balance, config: EngineConfig) -> dict[str, int]:

@@ -500,7 +500,7 @@ class Engine:
 
     def _show_arena(self) -> None:
         if self._balance is not None:
-            show_arena(self._balance, self.metrics)
+            show_arena(self._balance, self.metrics, config=self.config, now=self.clock.now())
 
     # -- the model set -------------------------------------------------------------------------
 
