@@ -37,9 +37,19 @@ def _pods(stack: st.Stack) -> dict[str, tuple[str, int]]:
 
 
 def _answer(stack: st.Stack, token: str, language: str) -> st.Answer:
-    return st.stream_chat(
-        stack.gateway, token=token, model=f"glass-{language}", prompt="the", max_tokens=8
-    )
+    """Return the first answer; the gateway learns of a new route a moment after the intent is Ready."""
+
+    def ask() -> st.Answer | None:
+        try:
+            return st.stream_chat(
+                stack.gateway, token=token, model=f"glass-{language}", prompt="the", max_tokens=8
+            )
+        except st.StreamFailedError as exc:
+            if "model_not_found" not in str(exc):
+                raise
+            return None
+
+    return st.wait_for(f"an answer of {language}", ask, seconds=15)
 
 
 @pytest.fixture(scope="module")

@@ -575,7 +575,11 @@ def test_a_model_that_fails_is_its_own_intents_trouble(reason: str) -> None:
     def serving(name: str) -> Any:
         record = a_record(name, sharing="Shared")
         seen = an_observed(
-            record, plan=a_plan(record, group=plan), pods=(one,), workers={"p": state}
+            record,
+            plan=a_plan(record, group=plan),
+            pods=(one,),
+            workers={"p": state},
+            routed=WORKER,
         )
         found = decide(seen, settings=SETTINGS).conditions
         return next(c for c in found if c.type == "Serving")

@@ -246,6 +246,11 @@ def serving(observed: ObservedIntent, *, public_name: str) -> Condition:
     kind = ConditionType.SERVING
     pods = (*observed.pods, *observed.former_pods)
     good = [p for p in pods if p.ready and _resident(observed, p, public_name)]
+    shared = observed.plan is not None and observed.plan.group is not None
+    if good and shared and not observed.routed:
+        # Who joins a worker that runs gets its route last; one of its own has it from the start.
+        message = f"{public_name} is loaded; gateways are told of it."
+        return condition(observed, kind, "False", Reason.LOADING, message)
     if good:
         message = f"{len(good)} worker(s) have {public_name} resident."
         return condition(observed, kind, "True", Reason.SERVING, message)
