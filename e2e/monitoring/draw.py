@@ -28,6 +28,7 @@ UNITS = {
     "reqps": ("requests/s", 1.0),
     "cps": ("tokens/s", 1.0),
     "ops": ("1/s", 1.0),
+    "Bps": ("MiB/s", 1 / 2**20),
     "percentunit": ("%", 100.0),
     "bytes": ("MiB", 1 / 2**20),
     "currencyUSD": ("USD/h", 1.0),

@@ -29,6 +29,13 @@ EMPTY: dict[str, str] = {
     "trimtab_gateway_upstream_errors_total": "no worker failed an attempt",
     "trimtab_gateway_retries_total": "no attempt was repeated",
     "trimtab_api_missing_permission_total": "the role lacks no verb",
+    "trimtab_engine_link_bytes_total": "nothing was lent, streamed or swapped",
+    "trimtab_engine_link_stall_seconds_total": "no step waited for a copy",
+    "trimtab_engine_remaps_total": "no model shares a worker, or the KV cache never ran short",
+    "trimtab_engine_reverts_total": "nothing lent came back",
+    "trimtab_engine_swaps_total": "no sequence was swapped",
+    "trimtab_engine_switch_seconds": "no lent model woke",
+    "trimtab_engine_remap_verdict": "the engine has given no advice yet",
 }
 """Metrics whose absence is no fault, with the reason; all others must have data in a run with traffic."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _INTENT = {"namespace": "team-a", "intent": "chat"}
 _LATENCIES = [{**_INTENT, "metric": metric, "percentile": "95"} for metric in ("ttft", "tpot")]
 _KIND = {"kind": "InferenceIntent"}
+_MODEL = {"model_name": "team-a/chat", "engine": "0"}
 LABELS: dict[str, list[dict[str, str]]] = {
     "trimtab_intent_predicted_seconds": _LATENCIES,
     "trimtab_intent_observed_seconds": _LATENCIES,
@@ -36,14 +37,34 @@ LABELS: dict[str, list[dict[str, str]]] = {
     "trimtab_gateway_requests": [{"code": "200"}, {"code": "503"}],
     "trimtab_gateway_retries": [{"reason": "connect"}],
     "trimtab_gateway_upstream_errors": [{"reason": "connect"}],
-    "trimtab_engine_arena_bytes": [{"owner": "weights"}, {"owner": "kv_home"}, {"owner": "free"}],
+    "trimtab_engine_arena_bytes": [
+        {"owner": owner} for owner in ("weights", "kv_home", "kv_borrowed", "free")
+    ],
+    "trimtab_engine_model_state": [
+        {**_MODEL, "state": state} for state in ("Resident", "Lent", "Failed")
+    ],
+    "trimtab_engine_layers": [{**_MODEL, "state": state} for state in ("resident", "lent")],
+    "trimtab_engine_kv_capacity_tokens": [_MODEL],
+    "trimtab_engine_kv_reachable_tokens": [_MODEL],
+    "trimtab_engine_recomputed_tokens": [_MODEL],
+    "trimtab_engine_thrash_holds": [_MODEL],
+    "trimtab_engine_remap_verdict": [{"verdict": "IdleOnly"}],
+    "trimtab_engine_remaps": [{"kind": "lend"}],
+    "trimtab_engine_reverts": [{"reason": "wake"}, {"reason": "idle"}],
+    "trimtab_engine_link_bytes": [
+        {"direction": "h2d", "reason": reason} for reason in ("load", "wake")
+    ],
+    "trimtab_engine_link_stall_seconds": [{"reason": "wake"}],
+    "trimtab_engine_swaps": [{"direction": "out"}, {"direction": "in"}],
+    "trimtab_engine_step_seconds": [{"phase": "decode"}, {"phase": "prefill"}],
+    "vllm:num_requests_waiting_by_reason": [{"reason": "capacity"}, {"reason": "wake"}],
     "vllm:request_success": [{"finished_reason": "stop"}, {"finished_reason": "length"}],
 }
 SCALES = {"trimtab_engine_arena_bytes": 2.0**28, "vllm:kv_cache_usage_perc": 0.3}
 
 
 def _labels(name: str) -> list[dict[str, str]]:
-    engine = {"model_name": "team-a/chat", "engine": "0"} if name.startswith("vllm:") else {}
+    engine = _MODEL if name.startswith("vllm:") else {}
     return [{**engine, **labels} for labels in LABELS.get(name, [{}])]
 
 

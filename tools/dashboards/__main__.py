@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from tools.dashboards import intents
+from tools.dashboards import engine, intents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "charts" / "trimtab" / "dashboards"
-BOARDS: Final[dict[str, Callable[[], Dashboard]]] = {"intents": intents.board}
+BOARDS: Final[dict[str, Callable[[], Dashboard]]] = {
+    "engine": engine.board,
+    "intents": intents.board,
+}
 
 
 def text(board: Dashboard) -> str:

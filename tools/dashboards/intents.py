@@ -5,23 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tools.dashboards.panels import Panel, Query, Row, compose, variable
+from tools.dashboards.promql import quantile, rate
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
 _INTENT: Final = 'namespace=~"$namespace",intent=~"$intent"'
 _MODEL: Final = 'model_name=~"$model"'
-
-
-def _quantile(q: float, metric: str, *, by: str = "", matcher: str = "") -> str:
-    labels = f"le,{by}" if by else "le"
-    rate = f"rate({metric}_bucket{{{matcher}}}[$__rate_interval])".replace("{}", "")
-    return f"histogram_quantile({q}, sum by ({labels}) ({rate}))"
-
-
-def _rate(metric: str, *, by: str, matcher: str = "") -> str:
-    selected = f"{metric}{{{matcher}}}" if matcher else metric
-    return f"sum by ({by}) (rate({selected}[$__rate_interval]))"
 
 
 def _predicted_and_observed(metric: str) -> tuple[Query, ...]:
@@ -101,7 +91,7 @@ LATENCY: Final = Row(
             unit="s",
             queries=(
                 Query(
-                    expr=_quantile(
+                    expr=quantile(
                         0.95, "vllm:time_to_first_token_seconds", by="model_name", matcher=_MODEL
                     ),
                     legend="{{model_name}}",
@@ -114,7 +104,7 @@ LATENCY: Final = Row(
             unit="s",
             queries=(
                 Query(
-                    expr=_quantile(
+                    expr=quantile(
                         0.95, "vllm:inter_token_latency_seconds", by="model_name", matcher=_MODEL
                     ),
                     legend="{{model_name}}",
@@ -127,7 +117,7 @@ LATENCY: Final = Row(
             unit="s",
             queries=(
                 Query(
-                    expr=_quantile(
+                    expr=quantile(
                         0.95, "vllm:request_queue_time_seconds", by="model_name", matcher=_MODEL
                     ),
                     legend="{{model_name}}",
@@ -146,7 +136,7 @@ REQUESTS: Final = Row(
             unit="reqps",
             queries=(
                 Query(
-                    expr=_rate(
+                    expr=rate(
                         "vllm:request_success_total",
                         by="model_name, finished_reason",
                         matcher=_MODEL,
@@ -173,7 +163,7 @@ REQUESTS: Final = Row(
             unit="cps",
             queries=tuple(
                 Query(
-                    expr=_rate(f"vllm:{kind}_tokens_total", by="model_name", matcher=_MODEL),
+                    expr=rate(f"vllm:{kind}_tokens_total", by="model_name", matcher=_MODEL),
                     legend=f"{{{{model_name}}}} {name}",
                 )
                 for kind, name in (("prompt", "prompt"), ("generation", "output"))
@@ -202,7 +192,7 @@ MEMORY: Final = Row(
             unit="ops",
             queries=(
                 Query(
-                    expr=_rate("vllm:num_preemptions_total", by="model_name", matcher=_MODEL),
+                    expr=rate("vllm:num_preemptions_total", by="model_name", matcher=_MODEL),
                     legend="{{model_name}}",
                 ),
             ),
@@ -227,7 +217,7 @@ GATEWAY: Final = Row(
             description="By HTTP status. 5xx are ours, 4xx the callers'.",
             unit="reqps",
             queries=(
-                Query(expr=_rate("trimtab_gateway_requests_total", by="code"), legend="{{code}}"),
+                Query(expr=rate("trimtab_gateway_requests_total", by="code"), legend="{{code}}"),
             ),
             stacked=True,
         ),
@@ -237,7 +227,7 @@ GATEWAY: Final = Row(
             unit="s",
             queries=tuple(
                 Query(
-                    expr=_quantile(q, "trimtab_gateway_time_overhead_seconds"),
+                    expr=quantile(q, "trimtab_gateway_time_overhead_seconds"),
                     legend=f"p{q * 100:g}",
                 )
                 for q in (0.5, 0.99)
@@ -258,7 +248,7 @@ GATEWAY: Final = Row(
             unit="s",
             queries=tuple(
                 Query(
-                    expr=_quantile(q, "trimtab_gateway_request_duration_seconds"),
+                    expr=quantile(q, "trimtab_gateway_request_duration_seconds"),
                     legend=f"p{q * 100:g}",
                 )
                 for q in (0.5, 0.95)
@@ -270,11 +260,11 @@ GATEWAY: Final = Row(
             unit="ops",
             queries=(
                 Query(
-                    expr=_rate("trimtab_gateway_upstream_errors_total", by="reason"),
+                    expr=rate("trimtab_gateway_upstream_errors_total", by="reason"),
                     legend="failed: {{reason}}",
                 ),
                 Query(
-                    expr=_rate("trimtab_gateway_retries_total", by="reason"),
+                    expr=rate("trimtab_gateway_retries_total", by="reason"),
                     legend="retried: {{reason}}",
                 ),
             ),
@@ -315,7 +305,7 @@ OPERATOR: Final = Row(
             unit="ops",
             queries=(
                 Query(
-                    expr=_rate("trimtab_reconcile_total", by="kind, result"),
+                    expr=rate("trimtab_reconcile_total", by="kind, result"),
                     legend="{{kind}} {{result}}",
                 ),
             ),
@@ -326,7 +316,7 @@ OPERATOR: Final = Row(
             unit="s",
             queries=(
                 Query(
-                    expr=_quantile(0.99, "trimtab_reconcile_duration_seconds", by="kind"),
+                    expr=quantile(0.99, "trimtab_reconcile_duration_seconds", by="kind"),
                     legend="{{kind}}",
                 ),
             ),
@@ -337,7 +327,7 @@ OPERATOR: Final = Row(
             unit="ops",
             queries=(
                 Query(
-                    expr=_rate("trimtab_api_writes_total", by="kind, result"),
+                    expr=rate("trimtab_api_writes_total", by="kind, result"),
                     legend="{{kind}} {{result}}",
                 ),
             ),
