@@ -111,6 +111,21 @@ def test_bytes_are_the_model(precision: str):
     assert 0 <= len(other) - used < 2 * 64
 
 
+@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("shape", [(96, 128), (682, 128)])
+def test_at_another_home(shape: tuple[int, int], precision: str):
+    """A product moved to a copy of its bytes reads that copy alone."""
+    linear, home = _stored(torch.randn(shape), precision)
+    x = torch.randn(5, shape[1]).bfloat16()
+    expected = linear(x)
+    other = home.clone()
+    moved = linear.at(other)
+    home.fill_(0x7F)
+    assert torch.equal(moved(x), expected)
+    other.fill_(0x7F)
+    assert not torch.equal(moved(x), expected)
+
+
 @pytest.mark.parametrize("nonsense", [float("nan"), float("inf")])
 @pytest.mark.parametrize("quantise", [quantise_int8, quantise_int4])
 def test_nonsense_weights(quantise: object, nonsense: float):

@@ -89,7 +89,7 @@ class _Quantised(Linear):
 class CodesLinear(_Quantised):
     """Codes in the native kernels' order (forward_kernels.h, `decode`), multiplied by them."""
 
-    __slots__ = ("_matrix",)
+    __slots__ = ("_kind", "_out")
 
     def __init__(
         self,
@@ -101,18 +101,23 @@ class CodesLinear(_Quantised):
         bias: torch.Tensor | None,
     ) -> None:
         super().__init__(codes, scales, inner=shape[1], bias=bias)
-        self._matrix = library.Matrix(
-            data=codes.data_ptr(),
-            scales=scales.data_ptr(),
-            out=shape[0],
-            inner=shape[1],
-            block=_block(shape[0]),
-            kind=library.KINDS[precision],
+        self._out = shape[0]
+        self._kind = library.KINDS[precision]
+
+    def _matrix(self) -> library.Matrix:
+        """Describe where codes and scales lie now: `at` moves them."""
+        return library.Matrix(
+            data=self._weight.data_ptr(),
+            scales=self._scales.data_ptr(),
+            out=self._out,
+            inner=self._inner,
+            block=_block(self._out),
+            kind=self._kind,
         )
 
     def described(self, alive: list[torch.Tensor]) -> library.Matrix:
         """Return the kernels' description, with the bias; put what it points to into `alive`."""
-        matrix = library.Matrix.from_buffer_copy(self._matrix)
+        matrix = self._matrix()
         alive += [self._weight, self._scales]
         if self.bias is not None:
             alive.append(self.bias.float().contiguous())
@@ -120,7 +125,7 @@ class CodesLinear(_Quantised):
         return matrix
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        return native_product(self._matrix, x).to(x.dtype)
+        return native_product(self._matrix(), x).to(x.dtype)
 
 
 class Int8Linear(_Quantised):
