@@ -272,8 +272,8 @@ def holdings(engine: Engine) -> dict[str, Any]:
     return {
         "states": {row["name"]: row["state"] for row in state["models"]},
         "contexts": {row["name"]: row["max_model_len"] for row in state["models"]},
+        # Not the tokens they hold: each model with KV slabs keeps a block of zeros in them.
         "slabs": state["slabs"],
-        "capacity": state["kv"]["capacity_tokens"],
         "used": state["kv"]["used_tokens"],
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "children": len(children),
