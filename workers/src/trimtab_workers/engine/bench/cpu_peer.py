@@ -55,13 +55,14 @@ class Task:
     repeats: int = LEAST_REPEATS
 
 
-def peer_environment(python: Path, *, threads: int) -> dict[str, str]:
+def peer_environment(python: Path, *, threads: int) -> dict[str, str | None]:
     """Return what vLLM's CPU documentation advises: cache size, bound threads, preloads if there."""
     cpus = ",".join(map(str, machine.cpus()[:threads]))
-    environment = {
+    environment: dict[str, str | None] = {
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_CPU_OMP_THREADS_BIND": cpus,
-        "OMP_NUM_THREADS": str(threads),
+        # vLLM warns that a number given here slows serving; the binding says how many.
+        "OMP_NUM_THREADS": None,
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -34,25 +34,26 @@ class Side:
     Args:
         name: What to call it in errors.
         command: How to start it.
-        environment: Added to this process's own.
+        environment: Added to this process's own; None takes a variable away.
         log: File that takes what it prints.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], *, environment: Mapping[str, str], log: Path
+        self, name: str, command: Sequence[str], *, environment: Mapping[str, str | None], log: Path
     ) -> None:
         self.name = name
         self.log = log
         self.stopped_when_idle = False
         self.paused = False
         reading, writing = os.pipe()
+        merged = {**os.environ, **environment, REPLY_FD: str(writing)}
         with log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own module, or the peer's Python
                 list(command),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment, REPLY_FD: str(writing)},
+                env={name: value for name, value in merged.items() if value is not None},
                 pass_fds=(writing,),
                 start_new_session=True,
             )
