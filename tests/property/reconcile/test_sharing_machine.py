@@ -229,6 +229,8 @@ class Sharing(RuleBasedStateMachine):
             self.remove(("inferenceintents", "team-a", name))
             self.replan()
             self.collect()
+            # A namesake that comes later is not served by what its predecessor left in the table.
+            self.route()
 
     def replan(self) -> None:
         """Plan as the planner does: sharers together, the group's name kept, memory for its members."""
