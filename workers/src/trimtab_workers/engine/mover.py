@@ -125,7 +125,7 @@ class Mover:
         self.arena.change(slab, "draining")
         if moves:
             layout = tenant.layout(self.arena.slab_bytes)
-            self._count(tenant, self._backend.transfer.copy_blocks(layout, moves))
+            self._begun(tenant, self._backend.transfer.copy_blocks(layout, moves))
         self.arena.change(slab, "free")
         return True
 
@@ -164,7 +164,9 @@ class Mover:
             )
             self.counts["swaps_in"] += len(run)
         tenant.metrics.swapped("out" if run[0].out else "in", blocks=len(run))
-        self._settle(tenant, ticket)
+        self._begun(tenant, ticket)
+        if ticket.direction == "h2d":
+            self._settle(tenant, ticket)
 
     # -- weights -------------------------------------------------------------------------------
 
@@ -229,7 +231,7 @@ class Mover:
         ticket = self._backend.transfer.load_unit(
             owner.copy, op.unit, slab=home[0], slabs=len(home), reason=op.reason
         )
-        self._count(owner, ticket)
+        self._begun(owner, ticket)
         gate = self.gate(owner)
         gate.tickets[op.unit] = ticket
         if ticket.ready_seconds <= self._clock.now():
@@ -241,7 +243,7 @@ class Mover:
             return
         ticket = None if owner.gate is None else owner.gate.tickets.pop(unit, None)
         if ticket is not None:
-            self._settle_stall(owner, ticket)
+            self._settle(owner, ticket)
         owner.units[unit] = "resident"
         for slab in owner.homes[unit]:
             self.arena.change(slab, "weight")
@@ -297,14 +299,13 @@ class Mover:
                 ticket = self._backend.transfer.load_unit(
                     copy, unit, slab=slab, slabs=len(tenant.homes[unit]), reason="stream"
                 )
-                self._count(tenant, ticket)
-                return ticket
+                return self._begun(tenant, ticket)
 
             tenant.gate = UnitGate(
                 layers=tenant.unit.layers,
                 layers_per_unit=tenant.layers_per_unit,
                 fetch=fetch,
-                settle=lambda ticket: self._settle_stall(tenant, ticket),
+                settle=lambda ticket: self._settle(tenant, ticket),
             )
         return tenant.gate
 
@@ -403,24 +404,20 @@ class Mover:
         ticket = self._backend.transfer.load_unit(
             tenant.copy, unit, slab=home[0], slabs=len(home), reason="revert"
         )
-        self._count(tenant, ticket)
-        self._settle_stall(tenant, ticket)
+        self._settle(tenant, self._begun(tenant, ticket))
         self._backend.move_unit(tenant, unit, slab=home[0])
         tenant.metrics.reverted("alpha")
 
     # -- counting ------------------------------------------------------------------------------
 
-    def _settle(self, tenant: Tenant, ticket: Ticket) -> None:
-        self._count(tenant, ticket)
-        if ticket.direction == "h2d":
-            self._settle_stall(tenant, ticket)
-
-    def _settle_stall(self, tenant: Tenant, ticket: Ticket) -> None:
-        stalled = self._backend.transfer.wait(ticket)
-        if stalled > 0:
-            tenant.metrics.stalled(ticket.reason, stalled)
-
-    def _count(self, tenant: Tenant, ticket: Ticket) -> None:
+    def _begun(self, tenant: Tenant, ticket: Ticket) -> Ticket:
+        """Count a copy, where it begins: it may be waited for more than once, or never."""
         key = f"{ticket.direction}/{ticket.reason}"
         self.link_bytes[key] = self.link_bytes.get(key, 0) + ticket.size_bytes
         tenant.metrics.moved(ticket.direction, ticket.reason, ticket.size_bytes)
+        return ticket
+
+    def _settle(self, tenant: Tenant, ticket: Ticket) -> None:
+        stalled = self._backend.transfer.wait(ticket)
+        if stalled > 0:
+            tenant.metrics.stalled(ticket.reason, stalled)
