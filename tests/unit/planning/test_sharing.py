@@ -229,6 +229,17 @@ def test_a_newcomer_joins_the_group_that_runs():
     assert three["c"].group.memory_bytes == pair["a"].group.memory_bytes
 
 
+def test_memory_that_is_kept_is_not_promised_twice():
+    """Who joins takes the room of joiners: an arena with more of it would not fit the pod's memory."""
+    only = planned(shared("a"))["a"].group
+    both = planned(
+        shared("a"), shared("b", age=1), assignments=running({"a": planned(shared("a"))["a"]}, "a")
+    )
+    group = both["b"].group
+    assert group.memory_bytes == only.memory_bytes
+    assert group.least_arena_bytes <= group.arena_bytes <= only.arena_bytes
+
+
 def test_a_groups_place_is_counted_once():
     """Two members of a group on a node of one thread leave it as full as one worker does."""
     pair = planned(shared("a"), shared("b", age=1))

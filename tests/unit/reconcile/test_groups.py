@@ -323,6 +323,60 @@ def test_a_paused_member_freezes_the_pods_and_not_the_others() -> None:
     assert names(found) == ["team-a/a", "team-a/b"]
 
 
+def test_who_changes_beside_a_paused_member_is_served_as_before() -> None:
+    """A worker that stays is told of no other precision and of no model that it cannot read."""
+    plan = a_group_plan("a", "b")
+    first = step(a_group(plan, a_member("a", plan), a_member("b", plan)))
+    after = a_group_plan("a", "b", "c", "d")
+    found = step(
+        a_group(
+            after,
+            a_member("a", after, paused=True),
+            a_member("b", after, precision="int8"),
+            a_member("c", after, source=a_source(claim="other")),
+            a_member("d", after),
+            **placed(first),
+        )
+    )
+    assert rolled(found) == rolled(first)
+    assert names(found) == ["team-a/a", "team-a/b", "team-a/d"]
+    assert the_set(found)["models"][:2] == the_set(first)["models"]
+
+
+def test_a_rollout_that_somebody_spoilt_takes_nobody_away() -> None:
+    """Without a readable roll-out who only stays is left as it is until everybody has a plan."""
+    plan = a_group_plan("a", "b")
+    running = placed(step(a_group(plan, a_member("a", plan), a_member("b", plan))))
+    running["deployment"] = dataclasses.replace(running["deployment"], annotations={})
+    waits = a_group(a_group_plan("a"), a_member("a", plan), a_member("b", None), **running)
+    assert step(waits) == GroupStep()
+    again = step(a_group(plan, a_member("a", plan), a_member("b", plan), **running))
+    assert names(again) == ["team-a/a", "team-a/b"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+def test_a_member_of_any_precision_stays_while_its_plan_is_made_anew(precision: str) -> None:
+    """Who runs is known by the roll-out that is kept, whatever its weights' precision."""
+    plan = a_group_plan("a", "b")
+    both = [a_member(name, plan, precision=precision) for name in "ab"]
+    running = placed(step(a_group(plan, *both)))
+    waits = a_member("b", None, precision=precision)
+    found = step(a_group(a_group_plan("a"), both[0], waits, **running))
+    assert names(found) == ["team-a/a", "team-a/b"]
+    assert rolled(found) == running["deployment"].plan_digest
+
+
+def test_a_set_that_was_deleted_comes_back_newer_than_what_workers_have() -> None:
+    """A worker takes over newer revisions only, so counting does not begin again beside it."""
+    _, running = one_running()
+    running["model_sets"] = ()
+    state = WorkerState(pod_uid="p", revision=7, models=(), errors=())
+    plan = a_group_plan("a", "b")
+    members = (a_member("a", plan), a_member("b", plan))
+    found = step(a_group(plan, *members, **running, workers={"p": state}))
+    assert the_set(found)["revision"] == 8
+
+
 def test_a_little_more_load_rolls_nothing() -> None:
     """A new figure for those who run is noise up to a point."""
     first, running = one_running()

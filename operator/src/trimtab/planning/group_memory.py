@@ -48,6 +48,14 @@ class GroupMemory:
     least_total: int
     waste: float
 
+    def arena_within(self, total: int) -> int:
+        """Return the arena that a pod of this memory has room for: the part for joiners shrinks."""
+        if total >= self.total:
+            return self.arena
+        spare = max(0, total - self.least_total)
+        room = self.arena - self.least_arena
+        return self.least_arena + room * spare // (self.total - self.least_total or 1)
+
 
 def group_memory(
     members: Sequence[Member],

@@ -181,7 +181,11 @@ class Rule:
             option = self._option(members, memory, config=config)
             if ran is not None and ran.memory_bytes >= memory.least_total:
                 # What runs suffices: its size is no reason to roll.
-                option = replace(option, memory_bytes=ran.memory_bytes)
+                option = replace(
+                    option,
+                    memory_bytes=ran.memory_bytes,
+                    arena_bytes=memory.arena_within(ran.memory_bytes),
+                )
             yield Size(option=option, memory=memory, members=members, advice=advice)
 
     def _option(

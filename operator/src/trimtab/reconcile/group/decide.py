@@ -81,12 +81,16 @@ def decide_group(group: ObservedGroup, *, settings: Settings) -> GroupStep:
     """Return the step of a group; equal observations give equal steps."""
     live = live_set(group)
     before = rollout_of(group)
-    served = [s for m in group.members if (s := _serve(m, live, before, settings)) is not None]
+    found = [s for m in group.members if (s := _serve(m, live, before, settings)) is not None]
+    served = _held(found, live, before) if any(s.member.paused for s in found) else found
     if not served:
         return _ended(group)
     if group.plan is None or not any(s.volume for s in served):
         # Only those are left who are about to leave: the pods stay as they are, the set shrinks.
         return _shrunk(group, live, served)
+    if before is None and not all(s.volume for s in served):
+        # Somebody spoilt the annotation, so nobody knows what is mounted for those who only stay.
+        return GroupStep()
     return _placed(group, group.plan, live, before, served, settings=settings)
 
 
@@ -145,9 +149,30 @@ def _serve(
             volume=_canonical(identity(volume)),
             joined=Joined(name=member.name, precision=precision, generation=plan.generation),
         )
-    if old is None or joined is None or member.moved:
+    if old is None or member.moved:
         return None
+    joined = joined or Joined(name=member.name, precision=str(old.get("dtype")), generation=0)
     return _Served(member=member, entry=dict(old), volume="", joined=joined)
+
+
+def _held(
+    served: Sequence[_Served], live: Mapping[str, Any], before: GroupRollout | None
+) -> list[_Served]:
+    """Return what pods that stay as they are can serve: present entries, and joiners they can reach.
+
+    A worker that is told of a changed entry takes the model out, and only new pods bring it back.
+    """
+    if before is None:
+        return list(served)
+    entries = {entry.get("name"): entry for entry in _entries(live)}
+    found = []
+    for one in served:
+        old, joined = entries.get(one.entry["name"]), before.members.get(one.member.uid)
+        if old is not None and joined is not None and _text(old) != _text(one.entry):
+            found.append(_Served(member=one.member, entry=dict(old), volume="", joined=joined))
+        elif old is not None or one.volume in before.volumes:
+            found.append(one)
+    return found
 
 
 def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -247,6 +272,8 @@ def _revised(group: ObservedGroup, content: dict[str, Any], *, name: str) -> dic
     documents = {record.name: parse_set(record) for record in group.model_sets}
     own = documents.get(name, {})
     revisions = [r for d in documents.values() if type(r := d.get("revision")) is int]
+    # Somebody may have deleted the sets; a worker takes over only what is newer than what it has.
+    revisions += [state.revision for state in group.workers.values()]
     if {**own, "revision": None} == {**content, "revision": None} and own:
         return content | {"revision": own["revision"]}
     return content | {"revision": max(revisions, default=0) + 1}

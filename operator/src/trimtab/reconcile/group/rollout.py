@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from trimtab.planning.architecture import BYTES_PER_VALUE
+from trimtab.planning.precision import PRECISIONS
 from trimtab.planning.snapshot import Config
 from trimtab.reconcile.inferenceintent.rollout import drain_seconds
 
@@ -100,7 +100,7 @@ def _sane(rollout: GroupRollout) -> bool:
         and rollout.threads >= 1
         and all(isinstance(text, str) for text in texts)
         and all(
-            type(m.generation) is int and m.precision in BYTES_PER_VALUE
+            type(m.generation) is int and m.precision in PRECISIONS
             for m in rollout.members.values()
         )
     )
