@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -304,6 +305,25 @@ def test_a_request_that_outlives_its_model_ends_with_an_error(tmp_path: Path):
     assert isinstance(running[-1].error, ModelUnavailableError)
     assert "was removed" in running[-1].error.message
     assert engine.idle
+
+
+def test_a_model_that_comes_back_while_it_drains_is_added_again(tmp_path: Path):
+    """A set that names a model again before its last request ended is not forgotten."""
+    clock = VirtualClock()
+    engine = an_engine(clock=clock)
+    submit(engine, a_request("r", max_tokens=500))
+    engine.step()
+    back = ModelSpec(name="m", path=tmp_path / "gone")
+    for revision, models in ((2, ()), (3, (back,))):
+        newer = dataclasses.replace(engine.config, revision=revision, models=models)
+        engine._post(functools.partial(engine._apply, newer))
+        engine.step()
+    assert [m["state"] for m in engine.models()] == ["Draining"]
+    clock.advance(31)
+    engine.step()
+    while engine._joining:
+        engine.step()
+    assert [(m["name"], m["state"]) for m in engine.models()] == [("m", "Failed")]
 
 
 def test_a_removed_model_leaves_no_gauges(tmp_path: Path):

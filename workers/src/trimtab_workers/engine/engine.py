@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from trimtab_workers.engine.arena import Arena
     from trimtab_workers.engine.backend import Backend
+    from trimtab_workers.engine.config import ModelSpec
     from trimtab_workers.engine.types import Request
 
 log = logging.getLogger(__name__)
@@ -574,16 +575,13 @@ class Engine:
                 self._remove_when_done(tenant)
         for name, spec in wanted.items():
             if name in self._tenants:
-                self._errors.append(
-                    f"Model {name} is still draining and was not added. Reload the set again."
-                )
-                continue
-            tenant = Tenant(spec=spec, metrics=self.metrics.for_model(name))
-            self._tenants[name] = tenant
-            self._add(tenant)
+                continue  # it still drains; its end adds what the set wants by then
+            self._add(spec)
         self._show_arena()
 
-    def _add(self, tenant: Tenant) -> None:
+    def _add(self, spec: ModelSpec) -> None:
+        tenant = Tenant(spec=spec, metrics=self.metrics.for_model(spec.name))
+        self._tenants[spec.name] = tenant
         balance = self._balance
         if balance is None:
             boot.fail(
@@ -631,6 +629,9 @@ class Engine:
         tenant.let_go()
         self.metrics.forget_model(tenant.spec.name)
         self._show_arena()
+        again = next((s for s in self.config.models if s.name == tenant.spec.name), None)
+        if again is not None and not self._applying:
+            self._add(again)
 
     # -- state ---------------------------------------------------------------------------------
 
