@@ -32,7 +32,7 @@ class Scheduling(RuleBasedStateMachine):
         )
         self.limit = blocks * BLOCK
         self.count = 0
-        self.preempted_since_admission: dict[int, int] = {}
+        self.admitted: dict[Sequence, int] = {}
 
     @rule(prompt=st.integers(1, 120), output=st.integers(1, 60), kind=st.integers(0, 2))
     def submit(self, prompt: int, output: int, kind: int) -> None:
@@ -61,7 +61,13 @@ class Scheduling(RuleBasedStateMachine):
         scheduler = self.scheduler
         oldest = scheduler.running[0] if scheduler.running else None
         had_work = scheduler.has_work
+        before = list(scheduler.running)
         plan = scheduler.schedule()
+        for victim in plan.preempted:
+            assert len(victim.tokens) > self.admitted.pop(victim), "left before it gave a token"
+        for sequence in scheduler.running:
+            if sequence not in before:
+                self.admitted[sequence] = len(sequence.tokens)
         rows = plan.rows
         assert sum(row.count for row in rows) <= self.budget
         assert len({id(row.sequence) for row in rows}) == len(rows)

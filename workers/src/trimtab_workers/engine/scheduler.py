@@ -81,8 +81,9 @@ class Scheduler:
     """Decides one model's steps; pure but for the sequences and blocks it is given.
 
     Rules: decode rows first; then resumed sequences before new ones, each only if its *whole*
-    context plus one block fits above the watermark (vllm #25538, PR #44594); prompts in chunks up
-    to the token budget. When blocks run out the youngest running sequence leaves, for host memory
+    context plus one block fits above the watermark (vllm #25538, PR #44594), beside what running
+    ones take until its prompt is done, so that none leaves before it has given a token; prompts in
+    chunks up to the token budget. When blocks run out the youngest running sequence leaves, for host memory
     where there is room and else to be recomputed, never the oldest, so the oldest always ends.
 
     Attributes:
@@ -165,7 +166,9 @@ class Scheduler:
             tokens += sequence.remaining
             need += sequence.blocks_for(len(sequence.tokens)) + 1
             room -= 1
-        return max(0, need + self.reserve - self.blocks.available) if need else 0
+        if not need:
+            return 0
+        return max(0, need + self.reserve + self._growth(tokens) - self.blocks.available)
 
     def victims(self) -> list[int]:
         """Blocks that each running sequence holds alone, youngest first, without the oldest."""
@@ -286,6 +289,22 @@ class Scheduler:
                 draft.decode.append(Row(sequence, sequence.computed, 1))
                 draft.budget -= 1
 
+    def _growth(self, tokens: int) -> int:
+        """Blocks that running sequences take until a prompt of so many tokens, admitted now, is done.
+
+        It gets at least the budget without a row of each of them in every step, behind the prompts
+        that are not done yet. Younger ones do not matter: they leave before it does.
+        """
+        budget = max(1, self.max_batch_tokens - len(self.running))
+        ahead = sum(s.remaining for s in self.running if s.remaining > 1)
+        later = -(-(ahead + tokens) // budget) - 1
+        if later < 1:
+            return 0
+        return sum(
+            max(0, s.blocks_for(min(s.limit, len(s.tokens) + later)) - len(s.blocks))
+            for s in self.running
+        )
+
     def _allocate_whole(self, sequence: Sequence) -> bool:
         """Allocate blocks for a sequence's whole context, reusing cached prefixes."""
         context = len(sequence.tokens)
@@ -294,7 +313,10 @@ class Scheduler:
             keys = sequence.full_block_keys(self.model, up_to=context - 1)
         found, idle = self.blocks.peek(keys)
         need = sequence.blocks_for(context) - found
-        headroom = 1 + self.reserve if self.running else 0
+        headroom = 0
+        if self.running:
+            left = sequence.remaining - found * BLOCK_TOKENS
+            headroom = 1 + self.reserve + self._growth(max(1, left))
         if need + headroom > self.blocks.available - idle:
             return False
         shared = self.blocks.match(keys)
