@@ -428,5 +428,10 @@ def test_a_rollout_is_read_back_as_written() -> None:
     assert config is not None
     assert config.precision == "bf16"
     assert read.config("uid-nobody") is None
-    for garbage in ("", "[]", "{}", text.replace('"threads":1', '"threads":0')):
+    changed = json.loads(text)
+    spoilt = [
+        json.dumps(changed | {"volumes": [volume]})
+        for volume in ("", "nonsense", "{}", '{"hostPath":{}}', '{"image":null}', 7)
+    ]
+    for garbage in ("", "[]", "{}", text.replace('"threads":1', '"threads":0'), *spoilt):
         assert GroupRollout.from_json(garbage) is None

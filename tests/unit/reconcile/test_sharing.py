@@ -491,6 +491,27 @@ async def test_a_worker_that_does_not_answer_is_asked_again() -> None:
     assert len(workers.asked) == 2
 
 
+async def test_a_worker_that_never_takes_its_set_over_is_looked_at_seldom() -> None:
+    """After two minutes nobody is polled each second for a set that a worker refuses."""
+    town, _ = behind()
+    workers = Workers()
+    polls: list[int] = []
+
+    async def annotate(*_: Any) -> None:
+        pass
+
+    keeper = ReloadKeeper(
+        town.world,
+        workers,  # type: ignore[arg-type] - all that it uses
+        annotate=annotate,
+        poll=lambda: polls.append(1),
+    )
+    assert await keeper.step() == 1.0
+    town.now += 121.0
+    assert await keeper.step() == 30.0
+    assert (len(polls), len(workers.asked)) == (1, 2)
+
+
 def test_pods_of_workers_of_their_own_are_never_reloaded() -> None:
     """Their sets are one per template and do not change."""
     town, _ = behind()

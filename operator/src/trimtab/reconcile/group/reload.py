@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 AGAIN_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 120.0
+"""A kubelet brings a file within 90 s; what takes longer is looked at as seldom as it is asked."""
 ASK_AGAIN_SECONDS: Final = 30.0
 """A worker that was asked polls its file by itself; it is asked again in case it restarted."""
 
@@ -80,6 +82,7 @@ class ReloadKeeper:
         self._annotate = annotate
         self._poll = poll
         self._asked: dict[str, tuple[int, float]] = {}
+        self._since: dict[tuple[str, int], float] = {}
 
     async def step(self) -> float | None:
         """Serve every pod that lags; return when to look again."""
@@ -88,8 +91,14 @@ class ReloadKeeper:
         self._asked = {uid: asked for uid, asked in self._asked.items() if uid in uids}
         for one in behind:
             await self._bring(one)
+        now, seconds = self._world.clock(), self._world.settings.policy_seconds
+        self._since = {
+            k: self._since.get(k, now) for k in ((b.pod.uid, b.revision) for b in behind)
+        }
         if not behind:
             return None
+        if now - max(self._since.values()) >= seconds(PATIENCE_SECONDS):
+            return seconds(ASK_AGAIN_SECONDS)
         self._poll()
         return AGAIN_SECONDS
 

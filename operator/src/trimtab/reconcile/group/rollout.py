@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from trimtab.api.v1alpha1.inferenceintent_spec import ModelSource
 from trimtab.planning.precision import PRECISIONS
 from trimtab.planning.snapshot import Config
 from trimtab.reconcile.inferenceintent.rollout import drain_seconds
@@ -65,9 +66,9 @@ class GroupRollout:
             members = {str(u): Joined(**m) for u, m in data.pop("members").items()}
             data |= {name: tuple(data[name]) for name in ("nodes", "shaped_for", "volumes")}
             read = cls(members=members, **data)
+            return read if _sane(read) else None
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
-        return read if _sane(read) else None
 
     def config(self, uid: str) -> Config | None:
         """Return the configuration that a member runs with, None for who is none."""
@@ -99,11 +100,17 @@ def _sane(rollout: GroupRollout) -> bool:
         and type(rollout.threads) is int
         and rollout.threads >= 1
         and all(isinstance(text, str) for text in texts)
+        and all(_is_source(text) for text in rollout.volumes)
         and all(
             type(m.generation) is int and m.precision in PRECISIONS
             for m in rollout.members.values()
         )
     )
+
+
+def _is_source(text: str) -> bool:
+    """Whether a volume names exactly one source, as the CRD's rule has it."""
+    return len(ModelSource.model_validate_json(text).model_dump(exclude_none=True)) == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
