@@ -92,7 +92,11 @@ class Backend(Protocol):
         ...
 
     def host_blocks(self, *, places: int, layout: KvLayout) -> HostBlocks:
-        """Return host memory for swapped blocks, taken from the system as it is used."""
+        """Return host memory for swapped blocks, taken from the system as it is used.
+
+        Raises:
+            HostCopyError: The system refuses so much.
+        """
         ...
 
     def move_unit(self, tenant: Tenant, unit: int, *, slab: int) -> None:
@@ -214,7 +218,9 @@ class CpuBackend:
 
     def host_blocks(self, *, places: int, layout: KvLayout) -> HostBlocks:
         """See `Backend.host_blocks`."""
-        return HostBlocks(places=places, layers=layout.layers, block_bytes=layout.block_bytes)
+        blocks = HostBlocks(places=places, layers=layout.layers, block_bytes=layout.block_bytes)
+        blocks.reserve()
+        return blocks
 
     def move_unit(self, tenant: Tenant, unit: int, *, slab: int) -> None:
         """See `Backend.move_unit`."""

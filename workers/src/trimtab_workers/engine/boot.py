@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.backend import Backend
     from trimtab_workers.engine.clock import Clock
     from trimtab_workers.engine.config import EngineConfig, Policy
+    from trimtab_workers.engine.kv import KvLayout
     from trimtab_workers.engine.mover import Mover
     from trimtab_workers.engine.tenants import Tenant
 
@@ -166,7 +167,7 @@ def read_weights(
         try:
             tenant.copy = backend.keep(tenant)
         except HostCopyError as error:
-            log.warning("no_host_copy", extra={"model": tenant.spec.name, "reason": error.message})
+            tenant.lack("host_copy", reason=error.message)
     return None
 
 
@@ -238,10 +239,9 @@ def open_scheduler(
         share = config.swap_bytes
         if share is None:
             share = arena.pool() * arena.slab_bytes
-        block_bytes = layout.layers * layout.block_bytes
-        host = HostBlockManager(share // len(config.models) // block_bytes)
-        tenant.metrics.host_tier = host.capacity > 0
-        tenant.host_blocks = backend.host_blocks(places=host.capacity, layout=layout)
+        host = _open_host_tier(
+            tenant, backend, share_bytes=share // len(config.models), layout=layout
+        )
     tenant.scheduler = Scheduler(
         DeviceBlockManager(caching=config.prefix_caching),
         model=tenant.spec.name,
@@ -255,6 +255,29 @@ def open_scheduler(
     tenant.runner = backend.runner(
         tenant, layout=layout, zero_block=placeholder, config=config, ranks=ranks
     )
+
+
+def _open_host_tier(
+    tenant: Tenant, backend: Backend, *, share_bytes: int, layout: KvLayout
+) -> HostBlockManager | None:
+    """Return the places for swapped blocks; None, and why is noted, if there are none."""
+    block_bytes = layout.layers * layout.block_bytes
+    places = share_bytes // block_bytes
+    if places < 1:
+        tenant.lack(
+            "swap",
+            reason=f"Model {tenant.spec.name}: its share of swap_bytes is {share_bytes} bytes, less "
+            f"than one KV block of {block_bytes}, so preempted requests are recomputed. Raise "
+            "swap_bytes.",
+        )
+        return None
+    try:
+        tenant.host_blocks = backend.host_blocks(places=places, layout=layout)
+    except HostCopyError as error:
+        tenant.lack("swap", reason=f"Model {tenant.spec.name}: {error.message}")
+        return None
+    tenant.metrics.host_tier = True
+    return HostBlockManager(places)
 
 
 def open_caches(
@@ -297,8 +320,15 @@ def hand_out(tenants: Sequence[Tenant], arena: Arena, mover: Mover, config: Engi
     for tenant in resident:
         slots = config.slots or 2
         alpha = min(config.policy.streamed, len(tenant.homes) - slots)
-        if alpha > 0 and tenant.copy is not None:
-            mover.set_alpha(tenant, alpha, slots=slots)
+        if tenant.copy is None:
+            continue  # noted when the copy failed
+        if alpha < 1 or not mover.set_alpha(tenant, alpha, slots=slots):
+            tenant.lack(
+                "streaming",
+                reason=f"Model {tenant.spec.name}: pressure is {config.pressure!r}, but of its "
+                f"{len(tenant.homes)} units {slots} are slots and none can be freed, so nothing "
+                "streams. Set pressure to 'recompute' or 'swap', or slots to 1.",
+            )
 
 
 def _show_cache(tenant: Tenant, arena: Arena, config: EngineConfig) -> None:

@@ -640,7 +640,8 @@ class Engine:
         document = engine_state(
             self.config, dict(self._tenants), balance=self._balance, now=self.clock.now()
         )
-        return document | {"draining": self._draining, "errors": list(self._errors)}
+        lacks = [why for tenant in list(self._tenants.values()) for why in tenant.lacks.values()]
+        return document | {"draining": self._draining, "errors": [*self._errors, *lacks]}
 
 
 def _unavailable(sequence: Sequence, tenant: Tenant) -> Output:

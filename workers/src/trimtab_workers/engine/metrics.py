@@ -6,7 +6,7 @@ Existing vLLM dashboards and autoscalers work unchanged; what vLLM has no name f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -28,6 +28,8 @@ WAITING_REASONS = ("capacity", "wake", "rotation")
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 MODEL_STATES = ("Loading", "Resident", "Lent", "Waking", "Draining", "Failed")
 VERDICTS = ("DoNotRemap", "IdleOnly", "IdleAndActive")
+Lack = Literal["host_copy", "streaming", "swap"]
+LACKS: tuple[Lack, ...] = ("host_copy", "streaming", "swap")
 LAYER_STATES = ("resident", "streamed", "lent", "loading")
 _LABELS = ("model_name", "engine")
 
@@ -63,6 +65,9 @@ class EngineMetrics:
         )
         self.step_seconds = self._histogram(
             "trimtab_engine_step_seconds", "Seconds of one engine step.", STEP_BUCKETS, "phase"
+        )
+        self.policy_off = self._gauge(
+            "trimtab_engine_policy_off", "1 for a part of `pressure` a model does without.", "what"
         )
         self.arena_bytes = Gauge(
             "trimtab_engine_arena_bytes",
@@ -124,6 +129,8 @@ class EngineMetrics:
         for verdict in VERDICTS:
             self.remap_verdict.labels(name, "0", verdict)
             self.remap_verdict.remove(name, "0", verdict)
+        for what in LACKS:
+            self.policy_off.remove(name, "0", what)
         for kind in LAYER_STATES:
             self.layers.labels(name, "0", kind)
             self.layers.remove(name, "0", kind)
@@ -197,6 +204,8 @@ class ModelMetrics:
         self._waiting = {
             reason: metrics.waiting_by_reason.labels(*labels, reason) for reason in WAITING_REASONS
         }
+        for what in LACKS:
+            metrics.policy_off.labels(*labels, what).set(0)
         self._steps = {
             phase: metrics.step_seconds.labels(*labels, phase)
             for phase in ("decode", "prefill", "mixed")
@@ -208,6 +217,10 @@ class ModelMetrics:
             self._all.model_state.labels(*self._labels, known).set(known == state)
         for kind in LAYER_STATES:
             self._all.layers.labels(*self._labels, kind).set(layers.get(kind, 0))
+
+    def lacks(self, what: Lack) -> None:
+        """Show that a part of the policy is off."""
+        self._all.policy_off.labels(*self._labels, what).set(1)
 
     def moved(self, direction: str, reason: str, size_bytes: int) -> None:
         """Count a copy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.backend import Runner
     from trimtab_workers.engine.config import ModelSpec
     from trimtab_workers.engine.errors import EngineError
-    from trimtab_workers.engine.metrics import ModelMetrics
+    from trimtab_workers.engine.metrics import Lack, ModelMetrics
     from trimtab_workers.engine.models.llama import LlamaModel
     from trimtab_workers.engine.models.shape import LlamaShape
     from trimtab_workers.engine.ops import UnitState
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.types import TenantState
     from trimtab_workers.engine.weights.checkpoint import Checkpoint
     from trimtab_workers.engine.weights.hostcopy import UnitSource
+
+log = logging.getLogger(__name__)
 
 FAILURES_UNTIL_FAILED = 3
 
@@ -48,6 +51,7 @@ class Tenant:
         loader: Thread that loads it while others serve.
         wake_began_seconds: When its wake began; None while it does not wake.
         decode_steps: (end, seconds) of its last decode-only steps.
+        lacks: What the policy promises and this model does not have, with the reason.
         failures: Failed batches in a row; three make the model Failed.
     """
 
@@ -69,6 +73,7 @@ class Tenant:
     layers_per_unit: int = 1
     copy: UnitSource | None = None
     host_blocks: HostBlocks | None = None
+    lacks: dict[str, str] = field(default_factory=dict)
     floor_slabs: int = 0
     fixed_outside: int = 0
     alpha: int = 0
@@ -89,6 +94,12 @@ class Tenant:
         """Whether it has work that a step could do now."""
         ready = self.state in {"Resident", "Draining"} and "lent" not in self.units
         return ready and self.scheduler is not None and self.scheduler.has_work
+
+    def lack(self, what: Lack, *, reason: str) -> None:
+        """Note, log and show that a part of the policy is off for this model, never silently."""
+        self.lacks[what] = reason
+        self.metrics.lacks(what)
+        log.warning("policy_off", extra={"model": self.spec.name, "what": what, "reason": reason})
 
     def let_go(self) -> None:
         """Drop everything that holds memory."""

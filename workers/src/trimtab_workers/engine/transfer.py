@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 
 from trimtab_workers.engine.clock import VirtualClock
+from trimtab_workers.engine.errors import HostCopyError
 from trimtab_workers.engine.weights.hostcopy import HostCopy
 
 if TYPE_CHECKING:
@@ -53,12 +54,26 @@ class HostBlocks:
         self._shape = places, layers, block_bytes
         self._data: torch.Tensor | None = None
 
+    def reserve(self) -> torch.Tensor:
+        """Take the address space now; the system gives pages as they are written.
+
+        Raises:
+            HostCopyError: The system refuses; names the size.
+        """
+        try:
+            self._data = data = torch.empty(self._shape, dtype=torch.uint8)
+        except (RuntimeError, MemoryError) as error:
+            places, layers, block_bytes = self._shape
+            raise HostCopyError(
+                f"The system refuses {places * layers * block_bytes} bytes of host memory for swapped "
+                "blocks, so preempted requests are recomputed. Lower swap_bytes."
+            ) from error
+        return data
+
     @property
     def data(self) -> torch.Tensor:
         """The bytes, shape [places, layers, block_bytes]; taken from the system at first use."""
-        if self._data is None:
-            self._data = torch.empty(self._shape, dtype=torch.uint8)
-        return self._data
+        return self.reserve() if self._data is None else self._data
 
 
 class TransferEngine(Protocol):
