@@ -240,6 +240,23 @@ def test_memory_that_is_kept_is_not_promised_twice():
     assert group.least_arena_bytes <= group.arena_bytes <= only.arena_bytes
 
 
+def test_a_running_group_takes_nobody_in_who_needs_more_than_there_is():
+    """A full node keeps what runs in its group, and a joiner goes where there is room for it."""
+    room = (replace(a_pool(threads=4), memory_bytes=32 << 30),)
+    only = planned(shared("a"), pools=room, headroom_models=0)
+    least = only["a"].group.least_memory_bytes
+    full = replace(a_pool(threads=4), memory_bytes=least)
+    other = replace(a_pool("n1", threads=4), memory_bytes=least)
+    plans = planned(
+        shared("a"), shared("b", age=1),
+        pools=(full, other), headroom_models=0, assignments=running(only, "a"),
+    )  # fmt: skip
+    assert plans["a"].group.members == ("uid-a",)
+    assert (plans["a"].nodes, plans["a"].group.config.threads) == ((("n0", 1),), 1)
+    assert plans["b"].nodes == (("n1", 1),)
+    assert plans["b"].remap_reasons[0].startswith("NoPlace")
+
+
 def test_a_groups_place_is_counted_once():
     """Two members of a group on a node of one thread leave it as full as one worker does."""
     pair = planned(shared("a"), shared("b", age=1))

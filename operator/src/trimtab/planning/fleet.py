@@ -18,8 +18,10 @@ from trimtab.planning.sharing import (
     group_plan,
     leader,
     member_options,
+    outgrown,
     remapping,
     share,
+    size_of,
     unit,
 )
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
@@ -46,13 +48,25 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     ]
     cases.sort(key=_order)
     sharing = share(cases, snapshot=snapshot, policy=policy)
+    gone: set[str] = set()
+    closed: set[str] = set()
     while True:
         ledger, picks = _search(cases, sharing, snapshot=snapshot, policy=policy)
-        homeless = {w.id for w in sharing.workers if leader(w).intent.uid not in picks}
-        if not homeless:
+        places = {w.id: picks.get(leader(w).intent.uid) for w in sharing.workers}
+        homeless = {id_ for id_, place in places.items() if place is None}
+        # What runs keeps its place, and who would need a larger one does not join.
+        full = {
+            w.id for w in sharing.workers if (p := places[w.id]) and outgrown(w, p.judged)
+        } - closed
+        if full:
+            closed |= full
+            sharing = dissolved(share(cases, snapshot=snapshot, policy=policy, closed=closed), gone)
+        elif homeless:
+            # No place for all of them in one worker; each for itself may still find one.
+            gone |= homeless
+            sharing = dissolved(sharing, homeless)
+        else:
             break
-        # No place for all of them in one worker; each for itself may still find one.
-        sharing = dissolved(sharing, homeless)
     shared = _members(sharing, picks, snapshot=snapshot)
     plans = [
         replace(
@@ -105,10 +119,7 @@ def _members(
     plans: dict[str, GroupPlan] = {}
     for worker in sharing.workers:
         place = picks.pop(leader(worker).intent.uid)
-        size = next(
-            (n for n, s in enumerate(worker.sizes) if s.option == place.judged.option),
-            len(worker.sizes) - 1,
-        )
+        size = size_of(worker, place.judged)
         for uid, judged in member_options(worker, size=size, snapshot=snapshot).items():
             picks[uid] = _Pick(judged, place.nodes, kept=place.kept)
             plans[uid] = group_plan(worker, size=size)

@@ -10,7 +10,7 @@ told why. What runs in a group stays in it, and a running group keeps its id.
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from trimtab.planning.case import Case
 from trimtab.planning.objectives import Judged, resource_score
@@ -20,6 +20,8 @@ from trimtab.planning.replan import keeps, switching_cost, was_edited
 from trimtab.planning.shared_worker import beside, split_cost
 from trimtab.planning.sharing_rule import Candidate, Rule, SharedWorker
 from trimtab.planning.snapshot import Assignment, Config, FleetSnapshot, IntentView
+
+_NO_PLACE: Final = "NoPlace: no node has room for the group's worker."
 
 _Key = tuple[str, Config]
 """Namespace and configuration without precision: each model of a worker has its own."""
@@ -33,8 +35,17 @@ class Sharing:
     apart: Mapping[str, str]
 
 
-def share(cases: Sequence[Case], *, snapshot: FleetSnapshot, policy: PlannerPolicy) -> Sharing:
-    """Return who shares a worker; independent of the order of the cases."""
+def share(
+    cases: Sequence[Case],
+    *,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+    closed: AbstractSet[str] = frozenset(),
+) -> Sharing:
+    """Return who shares a worker; independent of the order of the cases.
+
+    Groups that are `closed` take no newcomer in: no node has room for what they would become.
+    """
     apart: dict[str, str] = {}
     found: dict[_Key, list[Candidate]] = {}
     for case in sorted(cases, key=lambda c: (c.intent.created_seconds, c.intent.uid)):
@@ -62,7 +73,9 @@ def share(cases: Sequence[Case], *, snapshot: FleetSnapshot, policy: PlannerPoli
     rule = Rule(snapshot=snapshot, policy=policy)
     for key in sorted(found, key=str):
         here = {name for name, home in homes.items() if home == key}
-        groups = _grouped(found[key], rule, here=here, taken=homes.keys(), apart=apart)
+        groups = _grouped(
+            found[key], rule, here=here, taken=homes.keys(), closed=closed, apart=apart
+        )
         for name in sorted(groups):
             members = sorted(
                 groups[name], key=lambda c: (c.case.intent.created_seconds, c.case.intent.uid)
@@ -167,10 +180,26 @@ def leader(worker: SharedWorker) -> Case:
     )
 
 
+def outgrown(worker: SharedWorker, place: Judged) -> bool:
+    """Whether newcomers need more than the place that a running group keeps."""
+    joins = any(member.group != worker.id for member in worker.members)
+    return joins and all(place.option != size.option for size in worker.sizes)
+
+
+def size_of(worker: SharedWorker, place: Judged) -> int:
+    """Return which size a group got; one that keeps its place has the least of its configuration."""
+    for n, one in enumerate(worker.sizes):
+        if one.option == place.option:
+            return n
+    shape = replace(place.option.config, precision="")
+    last = len(worker.sizes) - 1
+    configs = [replace(one.option.config, precision="") for one in worker.sizes]
+    return max((n for n, config in enumerate(configs) if config == shape), default=last)
+
+
 def dissolved(sharing: Sharing, ids: AbstractSet[str]) -> Sharing:
     """Return the sharing without these groups: each member is planned alone."""
-    why = "NoPlace: no node has room for the group's worker."
-    gone = {m.uid: why for w in sharing.workers if w.id in ids for m in w.members}
+    gone = {m.uid: _NO_PLACE for w in sharing.workers if w.id in ids for m in w.members}
     return Sharing(
         workers=tuple(w for w in sharing.workers if w.id not in ids),
         apart={**sharing.apart, **gone},
@@ -243,6 +272,7 @@ def _grouped(
     *,
     here: AbstractSet[str],
     taken: AbstractSet[str],
+    closed: AbstractSet[str],
     apart: dict[str, str],
 ) -> dict[str, list[Candidate]]:
     """Return groups by id: running ones first, then newcomers one by one into the first that takes them.
@@ -252,6 +282,7 @@ def _grouped(
         rule: Who may join whom.
         here: Running groups that go on with this configuration.
         taken: All running groups: nobody founds one of their names again.
+        closed: Groups that take no newcomer in.
         apart: Filled with the reasons of those who joined nobody.
     """
     groups: dict[str, list[Candidate]] = {}
@@ -268,7 +299,7 @@ def _grouped(
         else:
             members.append(candidate)
     for candidate in rest:
-        _settle(candidate, groups, rule, taken=taken, apart=apart)
+        _settle(candidate, groups, rule, taken=taken, closed=closed, apart=apart)
     return groups
 
 
@@ -278,12 +309,13 @@ def _settle(
     rule: Rule,
     *,
     taken: AbstractSet[str],
+    closed: AbstractSet[str],
     apart: dict[str, str],
 ) -> None:
     """Let a newcomer join the oldest group that takes it, or found one of its own."""
     refusals: list[str] = []
     for name in sorted(groups, key=lambda n: (_age(groups[n]), n)):
-        refusal = rule.refusal(candidate, groups[name])
+        refusal = _NO_PLACE if name in closed else rule.refusal(candidate, groups[name])
         if not refusal:
             groups[name].append(candidate)
             apart.pop(candidate.uid, None)
