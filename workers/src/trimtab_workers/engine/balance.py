@@ -53,6 +53,10 @@ class Balance:
             return False
         return self.mover.run(self.controller.decide(self.view(), self.stats(now), now))
 
+    def due_seconds(self) -> float | None:
+        """Return the seconds until something is to be done though no request comes; None if never."""
+        return self.controller.due_seconds(self.clock.now())
+
     def forget(self, tenant: Tenant) -> None:
         """Free all that a model held; KV that others have in its homes is theirs from now on."""
         self.mover.forget(tenant)

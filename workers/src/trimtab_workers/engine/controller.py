@@ -166,6 +166,7 @@ class RemapController:
         if model.state == "Waking":
             return "lent" in model.units
         if model.state != "Lent" or not model.has_work:
+            self._wait_until.pop(model.name, None)
             return False
         until = self._wait_until.get(model.name)
         if until is None:
@@ -179,6 +180,10 @@ class RemapController:
         self._wait_until.pop(model.name, None)
         self._switches.append(now)
         return True
+
+    def due_seconds(self, now: float) -> float | None:
+        """Return the seconds until the next held wake may begin; None if none is held."""
+        return min((end - now for end in self._wait_until.values() if end > now), default=None)
 
     def switch_interval(self, now: float) -> float | None:
         """Return the mean seconds between the last wakes; None while there were fewer than two."""
@@ -338,6 +343,8 @@ class RemapController:
     def _raise(self, draft: _Draft, model: ModelView, stats: StepStats) -> None:
         """Stream one level more if reading it stays hidden behind a decode-only step."""
         if not self._policy.active or not model.lendable or model.state != "Resident":
+            return
+        if any(isinstance(op, SetAlpha) and op.model == model.name for op in draft.ops):
             return
         if set(model.units) - {"resident", "streamed"}:
             return

@@ -348,7 +348,8 @@ class Engine:
             self.load()
             while not self._stopping:
                 if not self.step():
-                    self._wake.wait(_IDLE_WAIT_SECONDS)
+                    due = None if self._balance is None else self._balance.due_seconds()
+                    self._wake.wait(min(_IDLE_WAIT_SECONDS, due or _IDLE_WAIT_SECONDS))
                     self._wake.clear()
         except BaseException as error:  # NB: a panic of the Rust tokenizer is no Exception
             self._dead = f"The engine thread ended: {error}. Restart the worker and report its log."
