@@ -17,6 +17,7 @@ from trimtab.planning.remap import RemapAdvice
 from trimtab.planning.snapshot import Config
 from trimtab.reconcile.group.decide import GroupStep, decide_group
 from trimtab.reconcile.group.rollout import GroupRollout
+from trimtab.reconcile.inferenceintent.policies import Admission, path_below_its_volume
 from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
 from trimtab.reconcile.snapshot import parse_intent
 
@@ -149,6 +150,18 @@ def test_a_group_is_everybodys_and_nobodys() -> None:
     spec = of_kind(found, "Deployment")["spec"]
     assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
     assert of_kind(found, "Service")["spec"]["selector"] == spec["selector"]["matchLabels"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("../../models/m0/x", False), ("../v1/x", False), ("a/../../b", False), ("a/../b", True)],
+)
+def test_a_path_never_leaves_its_volume(path: str, allowed: bool) -> None:  # noqa: FBT001 - a parameter
+    """A path that climbs would name another member's volume, or make the whole set unreadable."""
+    for source in (a_source(path=path), {"image": {"reference": "r", "path": path}}):
+        intent = parse_intent(a_record("a", model={"source": source}, sharing="Shared"))
+        found = path_below_its_volume(Admission(intent=intent, settings=SETTINGS))
+        assert (found is None) is allowed
 
 
 def test_one_claim_is_mounted_once_and_whole() -> None:

@@ -73,7 +73,7 @@ class Reason(StrEnum):
     )
     SOURCE_PATH_NOT_ALLOWED = (
         "SourcePathNotAllowed",
-        "The hostPath lies outside sources.hostPath.allowedPrefixes.",
+        "The path leaves its volume, or the hostPath lies outside sources.hostPath.allowedPrefixes.",
     )
     SOURCE_NOT_BOUND = "SourceNotBound", "The PersistentVolumeClaim does not exist or is not bound."
     DOWNLOAD_FAILED = (

@@ -73,6 +73,25 @@ def host_path_allowed(given: Admission) -> Violation | None:
     )
 
 
+def path_below_its_volume(given: Admission) -> Violation | None:
+    """A path in a claim or image must not leave it: a shared worker has others' volumes beside."""
+    source = given.intent.spec.model.source
+    for field, one in (
+        ("persistentVolumeClaim", source.persistent_volume_claim),
+        ("image", source.image),
+    ):
+        path = (one.path if one is not None else None) or "."
+        if posixpath.normpath(path).split("/")[0] == "..":
+            return Violation(
+                reason=Reason.SOURCE_PATH_NOT_ALLOWED,
+                message=(
+                    f"spec.model.source.{field}.path is {path}, which leaves the volume. Give a "
+                    "path below its root, without '..'."
+                ),
+            )
+    return None
+
+
 def hub_enabled(given: Admission) -> Violation | None:
     """A huggingFace source must be opted in."""
     source = given.intent.spec.model.source.hugging_face
@@ -119,6 +138,7 @@ def name_free(given: Admission) -> Violation | None:
 CHAIN: Final[tuple[Callable[[Admission], Violation | None], ...]] = (
     host_path_enabled,
     host_path_allowed,
+    path_below_its_volume,
     hub_enabled,
     image_enabled,
     name_free,
