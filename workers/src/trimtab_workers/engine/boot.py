@@ -41,7 +41,7 @@ def open_tenant(tenant: Tenant, ranks: Ranks) -> bool:
     if problem is not None:
         fail(tenant, problem)
         return False
-    tenant.set_state("Loading")
+    tenant.show_state()  # not set: one that joins may have been removed meanwhile
     return True
 
 

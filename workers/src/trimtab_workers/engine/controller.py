@@ -163,7 +163,7 @@ class RemapController:
     # -- wake ----------------------------------------------------------------------------------
 
     def _wakes(self, model: ModelView, stats: StepStats, now: float) -> bool:
-        if model.state == "Waking":
+        if model.state in {"Waking", "Draining"}:  # a lent one that is removed answers first
             return "lent" in model.units
         if model.state != "Lent" or not model.has_work:
             self._wait_until.pop(model.name, None)
@@ -376,7 +376,8 @@ class RemapController:
                 draft.ops.append(Load(owner, unit, "revert"))
                 return
         for books in ripe:
-            if books.view.alpha and not self._policy.streamed:
+            streams = books.view.alpha and books.view.state != "Failed"
+            if streams and not self._policy.streamed:
                 lower = max(level for level in LEVELS if level < books.view.alpha)
                 slots = 1 if lower else 0
                 draft.ops.append(SetAlpha(books.view.name, lower, slots))

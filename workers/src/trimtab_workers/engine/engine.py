@@ -162,7 +162,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether loading ended, at least one model is usable and nothing drains (`/health`)."""
-        usable = any(tenant.usable for tenant in self._tenants.values())
+        usable = any(tenant.usable for tenant in list(self._tenants.values()))
         return self._loaded.is_set() and usable and not self._draining and self._dead is None
 
     def liveness(self) -> str | None:
@@ -205,7 +205,7 @@ class Engine:
                 "max_model_len": tenant.max_model_len,
                 "error": error_of(tenant),
             }
-            for name, tenant in self._tenants.items()
+            for name, tenant in list(self._tenants.items())  # the engine's thread edits it
         )
 
     def tokenizer(self, model: str) -> Tokenizer:
@@ -255,7 +255,7 @@ class Engine:
                     retry_after_seconds=5,
                 )
             self._requests[request.request_id] = tenant, sequence
-        self._post(lambda: self._enter(tenant, sequence))
+            self._post(lambda: self._enter(tenant, sequence))
 
     def stream(self, request: Request) -> OutputStream:
         """Queue a request from an asyncio loop; iterate its outputs there.
@@ -472,7 +472,8 @@ class Engine:
             original(output)
 
         sequence.sink = deliver
-        if scheduler is None:
+        # It may have gone or failed since `submit` looked.
+        if scheduler is None or tenant.state == "Failed":
             tenant.metrics.finished(sequence, reason="error", now=self.clock.now())
             deliver(_unavailable(sequence, tenant))
             return
@@ -600,7 +601,7 @@ class Engine:
         ).start()
 
     def _end_join(self, tenant: Tenant) -> None:
-        if tenant.state == "Draining":
+        if tenant.drain_until_seconds is not None:  # it may be Failed by now
             self._remove_when_done(tenant)
         self._show_arena()
         with self._joined:

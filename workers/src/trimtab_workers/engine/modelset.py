@@ -72,6 +72,9 @@ class Joining:
 
     def _place(self) -> None:
         tenant, arena = self._tenant, self._balance.arena
+        if tenant.drain_until_seconds is not None:
+            self._end(None)  # removed while its files were opened
+            return
         try:
             self._fixed_slab = place(tenant, self._balance, config=self._config)
         except EngineError as error:

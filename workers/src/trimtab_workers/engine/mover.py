@@ -85,7 +85,11 @@ class Mover:
             case Load():
                 self._order_load(op)
             case SetAlpha():
-                self.set_alpha(self._tenants[op.model], op.alpha, slots=op.slots)
+                tenant = self._tenants[op.model]
+                try:
+                    self.set_alpha(tenant, op.alpha, slots=op.slots)
+                except EngineError as error:
+                    self._fail(tenant, error)
 
     # -- KV ------------------------------------------------------------------------------------
 

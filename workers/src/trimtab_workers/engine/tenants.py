@@ -93,7 +93,14 @@ class Tenant:
     def steps(self) -> bool:
         """Whether it has work that a step could do now."""
         ready = self.state in {"Resident", "Draining"} and "lent" not in self.units
+        if ready and self.state == "Draining" and "loading" in self.units:
+            ready = self._coming()
         return ready and self.scheduler is not None and self.scheduler.has_work
+
+    def _coming(self) -> bool:
+        """Whether the gate waits for every unit that loads; a queued load has no ticket yet."""
+        tickets = {} if self.gate is None else self.gate.tickets
+        return all(u in tickets for u, state in enumerate(self.units) if state == "loading")
 
     def lack(self, what: Lack, *, reason: str) -> None:
         """Note, log and show that a part of the policy is off for this model, never silently."""

@@ -11,7 +11,6 @@ import mmap
 import os
 import tempfile
 import zlib
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -34,7 +33,7 @@ class UnitSource(Protocol):
 class HostCopy:
     """The bytes of a model's units and a checksum of each."""
 
-    __slots__ = ("_bytes", "_map", "_sums", "model", "unit_bytes", "units")
+    __slots__ = ("_bytes", "_file", "_map", "_sums", "model", "unit_bytes", "units")
 
     def __init__(self, *, model: str, unit_bytes: int, units: int) -> None:
         """Make an empty copy.
@@ -45,17 +44,16 @@ class HostCopy:
         self.model, self.unit_bytes, self.units = model, unit_bytes, units
         self._sums = [0] * units
         size = unit_bytes * units
-        folder = Path(tempfile.gettempdir())
         try:
-            with tempfile.TemporaryFile(dir=folder, prefix="trimtab-weights-") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-                self._map = mmap.mmap(file.fileno(), size)
+            self._file = tempfile.TemporaryFile(prefix="trimtab-weights-")  # noqa: SIM115 - see seal
         except OSError as error:
-            raise HostCopyError(
-                f"Model {model}: its host copy of {size} bytes cannot be made in {folder}: "
-                f"{error.strerror}. It serves, but is never lent; mount an emptyDir of that size at "
-                "TMPDIR."
-            ) from error
+            raise self._refused(error) from error
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size)
+            self._map = mmap.mmap(self._file.fileno(), size)
+        except OSError as error:
+            self._file.close()
+            raise self._refused(error) from error
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     def write(self, unit: int, source: torch.Tensor) -> None:
@@ -64,10 +62,28 @@ class HostCopy:
         self._sums[unit] = checksum(source)
 
     def seal(self) -> None:
-        """Write everything to the file, so that its pages are clean from now on."""
-        self._map.flush()
+        """Write everything to the file, so that its pages are clean from now on.
+
+        Raises:
+            HostCopyError: The disk did not take it.
+        """
+        try:
+            # `mmap.flush` keeps the interpreter's lock: nobody would step or answer meanwhile.
+            os.fdatasync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
+        finally:
+            self._file.close()
         if hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_SEQUENTIAL)
+
+    def _refused(self, error: OSError) -> HostCopyError:
+        folder = os.environ.get("TMPDIR", "the folder for temporary files")
+        return HostCopyError(
+            f"Model {self.model}: its host copy of {self.unit_bytes * self.units} bytes cannot be "
+            f"made in {folder}: {error.strerror}. It serves, but is never lent; mount an emptyDir "
+            "of that size at TMPDIR."
+        )
 
     def unit(self, index: int) -> torch.Tensor:
         """Return a unit's bytes, uint8, shape [unit_bytes]; not to be written."""
