@@ -336,6 +336,17 @@ def test_a_paused_member_freezes_the_pods_and_not_the_others() -> None:
     assert names(found) == ["team-a/a", "team-a/b"]
 
 
+def test_a_new_release_of_the_worker_waits_for_a_paused_member() -> None:
+    """Nothing rolls the pods of a paused member, and nobody joins pods that are to be replaced."""
+    first, running = one_running()
+    plan = a_group_plan("a", "b")
+    both = (a_member("a", plan, paused=True), a_member("b", plan))
+    newer = SETTINGS.model_copy(update={"worker_image": "worker:2"})
+    found = decide_group(a_group(plan, *both, **running), settings=newer)
+    assert [m["kind"] for m in found.desired] == ["ConfigMap"]
+    assert the_set(found) == the_set(first)
+
+
 def test_who_changes_beside_a_paused_member_is_served_as_before() -> None:
     """A worker that stays is told of no other precision and of no model that it cannot read."""
     plan = a_group_plan("a", "b")

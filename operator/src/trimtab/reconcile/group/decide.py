@@ -237,6 +237,10 @@ def _placed(
         "models": [s.entry for s in served],
     }
     rolls = group.deployment is None or group.deployment.plan_digest != plan_digest
+    if rolls and group.deployment is not None and any(s.member.paused for s in served):
+        # A new release of the worker, say; who is not in the set yet waits as well.
+        here = {entry.get("name") for entry in _entries(live)}
+        return _shrunk(group, live, [s for s in served if s.entry["name"] in here])
     built = assemble(
         worker,
         template,
