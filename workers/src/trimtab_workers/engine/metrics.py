@@ -24,7 +24,8 @@ REQUEST_BUCKETS = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 12
 COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000)
 STEP_BUCKETS = (.001, .002, .005, .01, .02, .03, .05, .075, .1, .15, .2, .3, .5, .75, 1, 2, 5, 10)
 # fmt: on
-WAITING_REASONS = ("capacity", "wake", "rotation")
+WaitingReason = Literal["capacity", "wake", "rotation"]
+WAITING_REASONS: tuple[WaitingReason, ...] = ("capacity", "wake", "rotation")
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 MODEL_STATES = ("Loading", "Resident", "Lent", "Waking", "Draining", "Failed")
 VERDICTS = ("DoNotRemap", "IdleOnly", "IdleAndActive")
@@ -271,7 +272,13 @@ class ModelMetrics:
         self._g["trimtab_engine_kv_reachable_tokens"].set(blocks * block_tokens)
 
     def load(
-        self, *, running: int, waiting: int, reason: str, usage: float, capacity_tokens: int
+        self,
+        *,
+        running: int,
+        waiting: int,
+        reason: WaitingReason,
+        usage: float,
+        capacity_tokens: int,
     ) -> None:
         """Show queue lengths, what is waited for, and KV usage (0 to 1)."""
         self._g["vllm:num_requests_running"].set(running)

@@ -202,6 +202,7 @@ class Mover:
                 owner.wake_began_seconds = self._clock.now()
                 self.counts["wakes"] += 1
                 owner.metrics.woke()
+            owner.metrics.reverted("wake")
             self._loads.append(op)
             return
         self.counts["reverts"] += 1

@@ -170,6 +170,16 @@ class Scheduler:
             return 0
         return max(0, need + self.reserve + self._growth(tokens) - self.blocks.available)
 
+    def missing_first(self) -> int:
+        """Blocks missing to admit the first waiting request; cached prefixes are not looked for."""
+        if not self.waiting:
+            return 0
+        first = self.waiting[0]
+        need = first.blocks_for(len(first.tokens))
+        if self.running:
+            need += 1 + self.reserve + self._growth(first.remaining)
+        return max(0, need - self.blocks.available)
+
     def victims(self) -> list[int]:
         """Blocks that each running sequence holds alone, youngest first, without the oldest."""
         return [

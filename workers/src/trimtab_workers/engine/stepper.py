@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.backend import Runner
     from trimtab_workers.engine.clock import Clock
     from trimtab_workers.engine.errors import EngineError
+    from trimtab_workers.engine.metrics import WaitingReason
     from trimtab_workers.engine.mover import Mover
     from trimtab_workers.engine.sampling import Sampled
     from trimtab_workers.engine.scheduler import Scheduler, StepPlan
@@ -80,10 +81,22 @@ def show_load(tenant: Tenant, scheduler: Scheduler) -> None:
     tenant.metrics.load(
         running=len(scheduler.running),
         waiting=len(scheduler.waiting),
-        reason="wake" if tenant.state in {"Lent", "Waking"} else "capacity",
+        reason=waits_for(tenant, scheduler),
         usage=blocks.used / blocks.capacity if blocks.capacity else 0.0,
         capacity_tokens=blocks.capacity * BLOCK_TOKENS,
     )
+
+
+def waits_for(tenant: Tenant, scheduler: Scheduler) -> WaitingReason:
+    """Return what the first of a model's waiting requests waits for.
+
+    That is weights (`wake`), blocks or a place in the batch (`capacity`), or only the model's next
+    step, while others have theirs (`rotation`).
+    """
+    if tenant.state in {"Lent", "Waking"}:
+        return "wake"
+    full = len(scheduler.running) >= scheduler.max_seqs
+    return "capacity" if full or scheduler.missing_first() else "rotation"
 
 
 def _accept(
