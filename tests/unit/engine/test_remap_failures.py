@@ -10,9 +10,12 @@ import pytest
 from tests.unit.engine.builders import submit
 from tests.unit.engine.test_remap import ask, burst_of_a, settle, tenants
 from trimtab_workers.engine import boot, mover
+from trimtab_workers.engine.config import Policy
+from trimtab_workers.engine.controller import RemapController
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.errors import HostCopyError, ModelCorruptError
-from trimtab_workers.engine.ops import SetAlpha
+from trimtab_workers.engine.kv import KvSlab
+from trimtab_workers.engine.ops import ArenaView, Grow, Load, ModelView, SetAlpha, StepStats
 from trimtab_workers.engine.weights.hostcopy import HostCopy
 
 
@@ -136,6 +139,21 @@ def test_without_a_folder_for_temporary_files_models_serve(monkeypatch: pytest.M
     assert _states(engine) == {"a": "Resident", "b": "Resident"}
 
 
+def test_a_joiner_without_memory_for_its_copy_serves(monkeypatch: pytest.MonkeyPatch):
+    """Whatever keeps a host copy from being made, the model joins, and the set can change again."""
+    engine = tenants("a", kv_slabs=24, pressure="remap-idle", max_model_len=128)
+
+    def short(_tenant: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(engine.backend, "keep", short)
+    _change(engine, "a", "b")
+    _join(engine)
+    assert _states(engine) == {"a": "Resident", "b": "Resident"}
+    assert engine.tenant("b").copy is None
+    assert engine._joining == 0
+
+
 def test_a_copy_that_cannot_be_written_back_is_refused(monkeypatch: pytest.MonkeyPatch):
     """A disk that refuses the bytes at write-back is named, not raised as it came."""
 
@@ -156,3 +174,42 @@ def test_a_sealed_copy_holds_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     copy.seal()
     assert list(tmp_path.iterdir()) == []
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1  # the mapping keeps its own
+
+
+def _view(name: str, kv: dict[int, int], *, held: int, floor: int, **fields: object) -> ModelView:
+    """Return a model with ten blocks a slab; `kv` is what each slab holds, 5 and up are homes."""
+    settings = {"state": "Resident", "running": 1, "waiting": 0, "units": [], "homes": []} | fields
+    victims = settings.pop("victims", ())
+    return ModelView(
+        name=name,
+        has_work=True,
+        last_work_seconds=0.0,
+        lendable=True,
+        floor_slabs=floor,
+        blocks_per_slab=10,
+        kv={index: KvSlab(index, index >= 5, used=used) for index, used in kv.items()},
+        held=held,
+        missing_running=0,
+        missing_waiting=0,
+        victims=lambda: victims,
+        **settings,
+    )
+
+
+def test_a_wake_is_not_held_up_by_a_long_sequence_while_another_model_has_more_than_its_floor():
+    """A borrower at its floor gets a slab of a richer model for the home that it gives back."""
+    models = (
+        _view("long", {0: 10, 5: 10}, held=20, floor=2),
+        _view("rich", dict.fromkeys((1, 2, 3, 4), 9), held=36, floor=2, victims=(9, 9, 9)),
+        _view("wakes", {}, held=0, floor=1, state="Lent", units=["lent"], homes=[[5]], waiting=1),
+    )
+    controller = RemapController(
+        policy=Policy.parse("remap-idle"), lend_order="mru", min_resident_units=1, active_cap=0.25
+    )
+    view = ArenaView(
+        free=[], free_homes=[], home_of={5: ("wakes", 0)}, models={m.name: m for m in models}
+    )
+    stats = StepStats(decode_seconds={}, link_rate=None, latency_seconds=0.0, switch_seconds=0.0)
+    orders = controller.decide(view, stats, 1.0)
+    assert Load("wakes", 0, "wake") in orders
+    assert [order.model for order in orders if isinstance(order, Grow)] == ["long"]

@@ -168,6 +168,9 @@ def read_weights(
             tenant.copy = backend.keep(tenant)
         except HostCopyError as error:
             tenant.lack("host_copy", reason=error.message)
+        except Exception as error:  # noqa: BLE001 - a loading thread that ends here joins nobody
+            reason = f"its host copy cannot be made ({type(error).__name__}: {error})."
+            tenant.lack("host_copy", reason=f"Model {tenant.spec.name}: {reason}")
     return None
 
 

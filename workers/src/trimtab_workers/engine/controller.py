@@ -258,12 +258,12 @@ class RemapController:
 
     def _from_richer(self, draft: _Draft, books: _Books) -> bool:
         """Take a slab for a model below its floor from one above its own."""
-        if len(books.kv) >= books.view.floor_slabs:
+        if _stays(draft, books) >= books.view.floor_slabs:
             return False
         richer = [
             other
             for other in draft.books.values()
-            if other is not books and len(other.kv) > other.view.floor_slabs
+            if other is not books and _stays(draft, other) > other.view.floor_slabs
         ]
         for other in sorted(richer, key=lambda o: o.view.floor_slabs - len(o.kv)):
             mine = _movable(draft, other)
@@ -398,6 +398,11 @@ class RemapController:
             draft.ops.append(Compact(books.view.name, one))
             books.give(one)
         draft.ops.append(Load(owner, unit, "revert"))
+
+
+def _stays(draft: _Draft, books: _Books) -> int:
+    """Count a model's KV slabs without those that a waking model waits for."""
+    return len(books.kv.keys() - draft.wanted)
 
 
 def _movable(draft: _Draft, books: _Books) -> list[int]:
