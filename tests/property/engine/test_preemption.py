@@ -53,7 +53,7 @@ class Watched(Remapping):
 
 
 @pytest.mark.parametrize("pressure", POLICIES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     slabs=st.integers(12, 15),
     link=st.sampled_from([1e8, 1e10]),

@@ -173,14 +173,14 @@ def test_suppressed_swaps_are_noticed(expected: list[list[int]]):
     assert [output.tokens for output in outputs] != expected
 
 
-def _reload(engine: Engine, names: str) -> None:
+def reload(engine: Engine, names: str, *, hf_config: dict = DEEP) -> None:
     """Change the model set and step until every joining model has joined."""
     specs = tuple(
         ModelSpec(
             name=name,
             path=Path(),
             dtype="fp32",
-            random=RandomWeights(hf_config=DEEP, seed=ord(name)),
+            random=RandomWeights(hf_config=hf_config, seed=ord(name)),
         )
         for name in names
     )
@@ -200,7 +200,7 @@ def test_a_model_joins_and_leaves_without_a_trace():
     before = engine.state()["slabs_by_owner"]
     running = submit(engine, ask("a", "long", 30, max_tokens=60))
     engine.step()
-    _reload(engine, "ab")
+    reload(engine, "ab")
     assert [model["state"] for model in engine.state()["models"]] == ["Resident", "Resident"]
     joined = submit(engine, ask("b", "first", 20, max_tokens=4))
     settle(engine)
@@ -209,7 +209,7 @@ def test_a_model_joins_and_leaves_without_a_trace():
     settle(fresh)
     assert joined.tokens == expected.tokens
     assert len(running.tokens) == 60
-    _reload(engine, "a")
+    reload(engine, "a")
     engine.step()
     after = engine.state()["slabs_by_owner"]
     assert after["weights"] == before["weights"]
@@ -220,7 +220,7 @@ def test_a_model_that_does_not_fit_fails_alone():
     """Too little memory fails the newcomer with both numbers in bytes; others are untouched."""
     engine = tenants("a", kv_slabs=3)
     before = engine.state()["slabs_by_owner"]
-    _reload(engine, "ab")
+    reload(engine, "ab")
     failed = engine.state()["models"][1]
     assert failed["state"] == "Failed"
     assert "needs" in failed["error"]["message"]

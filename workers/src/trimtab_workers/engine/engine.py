@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from trimtab_workers.engine import boot
+from trimtab_workers.engine import boot, memory
 from trimtab_workers.engine.backend import CpuBackend
 from trimtab_workers.engine.balance import Balance
 from trimtab_workers.engine.clock import Clock, SystemClock
@@ -629,6 +629,7 @@ class Engine:
         self._tenants.pop(tenant.spec.name, None)
         # A request that was let in before this is still on its way to `_enter`, which refuses it.
         tenant.let_go()
+        self._post(memory.give_back)  # when nobody up the stack holds a tensor any more
         self.metrics.forget_model(tenant.spec.name)
         self._show_arena()
         again = next((s for s in self.config.models if s.name == tenant.spec.name), None)

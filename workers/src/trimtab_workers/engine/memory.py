@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,12 @@ def allocate(size_bytes: int) -> torch.Tensor:
     with contextlib.suppress(AttributeError, OSError):  # another system, a kernel without them
         region.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(region, dtype=torch.uint8)
+
+
+def give_back() -> None:
+    """Return freed memory to the system: the C library keeps what a removed model's tensors had."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class ArenaMemory:
