@@ -318,3 +318,18 @@ def test_readme_table_is_generated_from_the_values() -> None:
     from tools import chart_readme
 
     assert chart_readme.outdated() == []
+
+
+@pytest.mark.parametrize("sharing", [None, {"headroomModels": None}, {}])
+def test_values_of_a_release_without_sharing_still_render(
+    sharing: Any, render: Callable[..., Any]
+) -> None:
+    """`helm upgrade --reuse-values` brings values that lack what is new; the default holds then."""
+    operator = env_of(render({"sharing": sharing}), "operator")
+    assert operator["TRIMTAB_SHARING_HEADROOM_MODELS"] == "1"
+
+
+def test_no_room_for_joiners_is_no_absent_value(render: Callable[..., Any]) -> None:
+    """0 is a choice, not a gap that the default fills."""
+    operator = env_of(render({"sharing": {"headroomModels": 0}}), "operator")
+    assert operator["TRIMTAB_SHARING_HEADROOM_MODELS"] == "0"
