@@ -254,7 +254,11 @@ def test_a_running_group_takes_nobody_in_who_needs_more_than_there_is():
     assert plans["a"].group.members == ("uid-a",)
     assert (plans["a"].nodes, plans["a"].group.config.threads) == ((("n0", 1),), 1)
     assert plans["b"].nodes == (("n1", 1),)
-    assert plans["b"].remap_reasons[0].startswith("NoPlace")
+    needed = planned(shared("a"), shared("b", age=1), pools=room, headroom_models=0)["b"].group
+    mebibytes = -(-needed.least_memory_bytes >> 20)
+    reason = plans["b"].remap_reasons[0]
+    assert reason.startswith("NoPlace: no node has room for the group's worker")
+    assert f" {mebibytes}Mi of free memory" in reason
 
 
 def test_a_groups_place_is_counted_once():

@@ -20,9 +20,10 @@ from tests.unit.reconcile.builders import (
 from trimtab.api.v1alpha1.conditions import Condition, ConditionType
 from trimtab.api.v1alpha1.inferenceintent import InferenceIntentStatus
 from trimtab.observe.inspections import Inspection, Refusal
-from trimtab.observe.intents import FingerprintProgress, ObservedIntent, Shown
+from trimtab.observe.intents import FingerprintProgress, ObservedIntent, Shown, Unplaced
 from trimtab.observe.records import config_map, deployment, pod
 from trimtab.observe.workers import ModelState, WorkerState
+from trimtab.reconcile.group.rollout import GroupRollout
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.gather import unplaced
 from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
@@ -386,6 +387,31 @@ def test_a_roll_without_room_is_told_while_old_replicas_serve() -> None:
     # An old pod that drains gives its memory back: that is no stuck roll.
     draining = dataclasses.replace(rolling.pods[0], name="old", deleting=True)
     assert conditions(judged(61, (*pods, draining)))["Placed"].status == "True"
+
+
+def test_a_groups_roll_without_room_names_the_memory_that_the_group_needs() -> None:
+    """The group's roll-out has other fields than an intent's own; the remedy is the same."""
+    rollout = GroupRollout(
+        product="cpu",
+        cpu_model="Test CPU",
+        threads=1,
+        memory_bytes=1234 * 2**20,
+        arena_bytes=2**20,
+        max_model_len=2048,
+        max_seqs=8,
+        max_batch_tokens=512,
+        drain_seconds=45,
+    )
+    own = placed(an_observed()).deployment
+    assert own is not None
+    group = dataclasses.replace(own, annotations={ANNOTATION: rollout.to_json()})
+    template = {"annotations": {"trimtab.dev/plan-digest": own.plan_digest}}
+    new = dataclasses.replace(
+        pod({"metadata": {"name": "new", "namespace": "team-a", "uid": "new"} | template}),
+        unschedulable="0/1 nodes are available: 1 Insufficient memory.",
+    )
+    seen = an_observed(deployment=group, pods=(new,), unplaced=Unplaced(long=frozenset({"new"})))
+    assert "1234Mi of free memory" in conditions(decide(seen, settings=SETTINGS))["Placed"].message
 
 
 def test_model_sets_stay_while_the_deployment_rolls() -> None:

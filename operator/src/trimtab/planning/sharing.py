@@ -10,7 +10,7 @@ told why. What runs in a group stays in it, and a running group keeps its id.
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from trimtab.planning.case import Case
 from trimtab.planning.objectives import Judged, resource_score
@@ -20,8 +20,6 @@ from trimtab.planning.replan import keeps, switching_cost, was_edited
 from trimtab.planning.shared_worker import beside, split_cost
 from trimtab.planning.sharing_rule import Candidate, Rule, SharedWorker
 from trimtab.planning.snapshot import Assignment, Config, FleetSnapshot, IntentView
-
-_NO_PLACE: Final = "NoPlace: no node has room for the group's worker."
 
 _Key = tuple[str, Config]
 """Namespace and configuration without precision: each model of a worker has its own."""
@@ -199,7 +197,12 @@ def size_of(worker: SharedWorker, place: Judged) -> int:
 
 def dissolved(sharing: Sharing, ids: AbstractSet[str]) -> Sharing:
     """Return the sharing without these groups: each member is planned alone."""
-    gone = {m.uid: _NO_PLACE for w in sharing.workers if w.id in ids for m in w.members}
+    gone = {
+        m.uid: _no_place(min(size.memory.least_total for size in w.sizes))
+        for w in sharing.workers
+        if w.id in ids
+        for m in w.members
+    }
     return Sharing(
         workers=tuple(w for w in sharing.workers if w.id not in ids),
         apart={**sharing.apart, **gone},
@@ -315,7 +318,11 @@ def _settle(
     """Let a newcomer join the oldest group that takes it, or found one of its own."""
     refusals: list[str] = []
     for name in sorted(groups, key=lambda n: (_age(groups[n]), n)):
-        refusal = _NO_PLACE if name in closed else rule.refusal(candidate, groups[name])
+        refusal = (
+            _no_place(rule.least_memory((*groups[name], candidate)))
+            if name in closed
+            else rule.refusal(candidate, groups[name])
+        )
         if not refusal:
             groups[name].append(candidate)
             apart.pop(candidate.uid, None)
@@ -326,6 +333,13 @@ def _settle(
     own = candidate.case.intent.group_id
     if own and own not in taken and own not in groups:
         groups[own] = [candidate]
+
+
+def _no_place(memory_bytes: int) -> str:
+    return (
+        f"NoPlace: no node has room for the group's worker, which needs {-(-memory_bytes >> 20)}Mi "
+        "of free memory. Free it by scaling down other workloads, or add a node."
+    )
 
 
 def _age(members: Sequence[Candidate]) -> int:

@@ -203,6 +203,10 @@ class Rule:
             max_batch_tokens=max(o.max_batch_tokens for o in options),
         )
 
+    def least_memory(self, members: Sequence[Candidate]) -> int:
+        """Return what the worker of these members requests at least, bytes."""
+        return self._of(members, headroom=0).least_total
+
     def _of(self, members: Sequence[Candidate], *, headroom: int) -> GroupMemory:
         return worker_memory(
             members,

@@ -11,7 +11,8 @@ from trimtab.api.v1alpha1.reasons import Reason
 from trimtab.observe.inspections import stated_refusal
 from trimtab.observe.traffic import FEWEST_REQUESTS
 from trimtab.observe.workers import SERVING_STATES
-from trimtab.reconcile.inferenceintent.rollout import of_annotations
+from trimtab.reconcile.group.rollout import GroupRollout
+from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
 from trimtab.reconcile.pods import mebibytes
 
 if TYPE_CHECKING:
@@ -224,7 +225,9 @@ def _stuck(observed: ObservedIntent, deployment: DeploymentRecord) -> PodRecord 
 
 def _room(deployment: DeploymentRecord) -> str:
     """Say what would let the pod be scheduled."""
-    rollout = of_annotations(deployment.annotations)
+    rollout = of_annotations(deployment.annotations) or GroupRollout.from_json(
+        deployment.annotations.get(ANNOTATION, "")
+    )
     size = f" with {mebibytes(rollout.memory_bytes)} of free memory" if rollout else ""
     serving = " Old replicas serve until then." if deployment.available_replicas else ""
     return (
