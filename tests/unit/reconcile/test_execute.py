@@ -30,6 +30,7 @@ class PlayedWriter:
         self.writes: list[tuple[str, str, str]] = []
         self.refuse: dict[str, Exception] = {}
         self.status: dict[str, Any] = {}
+        self.versions: dict[str, str] = {}
 
     def _answer(self, verb: str, manifest: dict[str, Any]) -> dict[str, Any]:
         kind = manifest["kind"]
@@ -56,7 +57,12 @@ class PlayedWriter:
         self._answer("event", manifest)
         return True
 
-    async def delete(self, resource: Any, *, name: str, **_: Any) -> bool:
+    async def delete(
+        self, resource: Any, *, name: str, resource_version: str = "", **_: Any
+    ) -> bool:
+        present = self.versions.get(resource.kind, resource_version)
+        if resource_version and resource_version != present:
+            raise an_error(409, f"the object has resourceVersion {present}")
         self.writes.append(("delete", resource.kind, name))
         return True
 
@@ -238,3 +244,35 @@ async def test_nothing_is_remembered_of_an_intent_that_is_gone() -> None:
     bench.executor.forget(bench.record.uid)
     assert not bench.executor._children
     assert not bench.executor._children_by_owner
+
+
+A_GROUPS_SERVICE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "g", "namespace": "n", "labels": {"trimtab.dev/group": "g"}},
+}
+
+
+async def test_an_object_in_place_of_the_one_that_was_written_is_written_again() -> None:
+    """Somebody else's object of that name, equal in generation and labels, is not taken for our own."""
+    bench = Bench()
+    await bench.executor.apply(A_GROUPS_SERVICE)
+    assert not await bench.executor.apply(A_GROUPS_SERVICE)
+    written = bench.caches.services.get("n", "g")
+    assert written is not None
+    meta = A_GROUPS_SERVICE["metadata"] | {"generation": 1, "resourceVersion": "99"}
+    bench.caches.services.put(A_GROUPS_SERVICE | {"metadata": meta | {"uid": "restored"}})
+    found = bench.caches.services.get("n", "g")
+    assert found is not None
+    assert (found.uid, found.fingerprint) == ("restored", written.fingerprint)
+    assert await bench.executor.apply(A_GROUPS_SERVICE)
+
+
+async def test_nothing_is_remembered_of_a_groups_objects_that_are_gone() -> None:
+    """They have no intent that takes their memory along when it ends."""
+    bench = Bench()
+    await bench.executor.apply(A_GROUPS_SERVICE)
+    change = bench.caches.services.forget("uid-g")
+    assert change is not None
+    bench.executor.gone("services", change.record)
+    assert not bench.executor._children

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.unit.reconcile.builders import SETTINGS, a_plan, a_record, an_option
+from tests.unit.reconcile.test_execute import Bench
 from trimtab.observe.groups import ObservedGroup, ObservedMember
 from trimtab.observe.records import config_map, deployment, generic, pod
 from trimtab.observe.workers import ModelState, WorkerState
@@ -19,6 +20,7 @@ from trimtab.reconcile.group.decide import GroupStep, decide_group
 from trimtab.reconcile.group.rollout import GroupRollout
 from trimtab.reconcile.inferenceintent.policies import Admission, path_below_its_volume
 from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
+from trimtab.reconcile.plan import Plan
 from trimtab.reconcile.snapshot import parse_intent
 
 if TYPE_CHECKING:
@@ -316,6 +318,31 @@ def test_the_last_one_that_moves_takes_the_group_down() -> None:
         "Service",
     }
     assert found.desired == ()
+
+
+def test_a_group_is_taken_down_only_as_it_was_seen() -> None:
+    """Each deletion names the version it was decided from: whoever joins meanwhile changes that, and stays."""
+    _, running = one_running()
+    seen = {
+        "deployment": dataclasses.replace(running["deployment"], resource_version=7),
+        "model_sets": (dataclasses.replace(running["model_sets"][0], resource_version=8),),
+    }
+    gone = a_member("a", None, moved=True)
+    found = step(a_group(None, gone, **(running | seen)))
+    assert [d.resource_version for d in found.deletions] == ["7", "8"]
+
+
+async def test_who_joins_a_group_that_is_being_taken_down_keeps_it() -> None:
+    """The server refuses the deletion of what changed; the step fails, and the rest is not touched."""
+    bench = Bench()
+    bench.writer.versions = {"Deployment": "8"}
+    _, running = one_running()
+    seen = dataclasses.replace(running["deployment"], resource_version=7)
+    found = step(a_group(None, a_member("a", None, moved=True), **(running | {"deployment": seen})))
+    outcome = await bench.run(Plan(deletions=found.deletions))
+    assert outcome.failed
+    assert [w for w in bench.writer.writes if w[0] == "delete"] == []
+    assert bench.writer.status == {}
 
 
 def test_a_member_that_is_held_back_waits_outside() -> None:

@@ -30,6 +30,7 @@ class Bench:
             relisted=lambda plural: self.told.append(("relisted", plural)),
             renamed=lambda: None,
             load_edited=lambda uid: self.told.append(("load", uid)),
+            gone=lambda plural, record: self.told.append(("gone", plural, record.name)),
             settings=SETTINGS,
         )
         self.version = 0
@@ -157,6 +158,15 @@ def test_a_service_of_another_namespace_is_no_route() -> None:
     meta = {"name": "s", "namespace": "a-thief", "uid": "s", "labels": owner}
     caches.services.put({"metadata": meta})
     assert models("team-a", caches, service=_first, grants_bare_names=True) == []
+
+
+def test_an_object_that_is_gone_is_told_of_once() -> None:
+    """Garbage collection takes a group's objects without a write of ours; what is remembered of them goes too."""
+    bench = Bench()
+    group = {"metadata": {"name": "g", "namespace": "team-a", "uid": "g"}}
+    assert bench.event("deployments", "ADDED", group) == []
+    assert bench.event("deployments", "DELETED", group) == [("gone", "deployments", "g")]
+    assert bench.event("deployments", "DELETED", group) == []
 
 
 def test_an_edited_load_replaces_the_observed_one() -> None:

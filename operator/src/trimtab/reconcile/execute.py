@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trimtab.kube.writer import Writer
     from trimtab.observe.cache import Change
     from trimtab.observe.caches import Caches
-    from trimtab.observe.records import IntentRecord, PodRecord
+    from trimtab.observe.records import IntentRecord, PodRecord, Record
     from trimtab.reconcile.plan import Deletion, EventRecord, Plan
 
 _log = structlog.get_logger(__name__)
@@ -44,6 +44,7 @@ _OUR_TYPES: Final = frozenset(str(kind) for kind in ConditionType)
 class _Remembered:
     wanted: str
     live: str
+    uid: str = ""
 
 
 class Executor:
@@ -74,6 +75,13 @@ class Executor:
         self._statuses.pop(uid, None)
         for key in self._children_by_owner.pop(uid, ()):
             self._children.pop(key, None)
+
+    def gone(self, plural: str, record: Record) -> None:
+        """Drop what is remembered of an object that is gone, whoever or whatever removed it.
+
+        A group's objects have no intent whose end would say so.
+        """
+        self._children.pop((plural, record.namespace, record.name), None)
 
     async def execute(self, plan: Plan, *, subject: IntentRecord) -> Outcome:
         """Apply children, delete what goes, write status, tell events; end at a refused child.
@@ -129,11 +137,11 @@ class Executor:
         wanted = digest(manifest)
         live = cache.get(key[1], key[2])
         known = self._children.get(key)
-        if live and not live.deleting and known == _Remembered(wanted, live.fingerprint):
+        if live and not live.deleting and known == _Remembered(wanted, live.fingerprint, live.uid):
             return False
         answer = await self._writer.apply(manifest)
         written, change = cache.put(answer)
-        self._children[key] = _Remembered(wanted, written.fingerprint)
+        self._children[key] = _Remembered(wanted, written.fingerprint, written.uid)
         if owner := (meta.get("labels") or {}).get(OWNER_UID_LABEL):
             self._children_by_owner.setdefault(owner, set()).add(key)
         if change is not None:

@@ -147,6 +147,7 @@ class Operator:
             relisted=self._relisted,
             renamed=self.world.names_changed,
             load_edited=self.world.loads.forget,
+            gone=self.executor.gone,
             settings=settings,
         )
 

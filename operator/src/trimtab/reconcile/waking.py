@@ -32,6 +32,7 @@ class Waker:
         relisted: Callable[[str], None],
         renamed: Callable[[], None],
         load_edited: Callable[[str], None],
+        gone: Callable[[str, Record], None],
         settings: Settings,
     ) -> None:
         """Prepare.
@@ -45,6 +46,7 @@ class Waker:
             relisted: Told of a kind that kopf listed again.
             renamed: Told that an intent came, went, or was edited.
             load_edited: Told the uid of an intent that went, or whose declared load was edited.
+            gone: Told of an object that is gone, with its kind's plural.
             settings: Of the installation.
         """
         self._caches = caches
@@ -56,6 +58,7 @@ class Waker:
         self._relisted = relisted
         self._renamed = renamed
         self._load_edited = load_edited
+        self._gone = gone
         self._system = settings.system_namespace
 
     def event(
@@ -70,6 +73,8 @@ class Waker:
 
     def changed(self, plural: str, change: Change[Any]) -> None:
         """Wake whom a change concerns, whether an event or a write of ours brought it."""
+        if change.after is None:
+            self._gone(plural, change.record)
         match plural:
             case "inferenceintents":
                 self._intent(change)

@@ -5,6 +5,7 @@ Who writes, when, and why nobody is lost: docs/design/20261123-sharing-groups.md
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -347,10 +348,10 @@ def _ended(group: ObservedGroup) -> GroupStep:
     """
     if group.plan is not None or not all(member.moved for member in group.members):
         return GroupStep()
-    gone = [_deletion(CONFIG_MAP, record) for record in group.model_sets]
-    gone += [_deletion(_KINDS[kind], record) for kind, record in sorted(group.others.items())]
+    gone = [_unchanged(CONFIG_MAP, record) for record in group.model_sets]
+    gone += [_unchanged(_KINDS[kind], record) for kind, record in sorted(group.others.items())]
     if group.deployment is not None:
-        gone.insert(0, _deletion(DEPLOYMENT, group.deployment))
+        gone.insert(0, _unchanged(DEPLOYMENT, group.deployment))
     return GroupStep(deletions=tuple(gone))
 
 
@@ -381,3 +382,10 @@ def _outdated(group: ObservedGroup, built: Built) -> tuple[Deletion, ...]:
 
 def _deletion(resource: Resource, record: Record) -> Deletion:
     return Deletion(resource=resource, namespace=record.namespace, name=record.name, uid=record.uid)
+
+
+def _unchanged(resource: Resource, record: Record) -> Deletion:
+    """Return the deletion of an object that nobody, such as an intent that joins, has written since."""
+    return dataclasses.replace(
+        _deletion(resource, record), resource_version=str(record.resource_version or "")
+    )
