@@ -96,6 +96,23 @@ def test_a_child_wakes_every_owner() -> None:
     assert told == [("wake", "o1", "deployments"), ("wake", "o2", "deployments")]
 
 
+def test_a_worker_that_becomes_ready_can_be_routed_to() -> None:
+    """Who joins a group waits for a ready pod: readiness alone moves routes, a heart beat does not."""
+    bench = Bench()
+    meta = {"name": "w", "namespace": "team-a", "uid": "u"}
+    meta["labels"] = {"app.kubernetes.io/component": "worker"}
+
+    def pod(**status: Any) -> dict[str, Any]:
+        return {"metadata": dict(meta), "status": status}
+
+    ready = [{"type": "Ready", "status": "True"}]
+    assert ("run", "routes") not in bench.event("pods", "ADDED", pod(phase="Running"))
+    assert ("run", "routes") in bench.event("pods", "MODIFIED", pod(conditions=ready))
+    told = bench.event("pods", "MODIFIED", pod(conditions=ready, podIP="10.0.0.1"))
+    assert ("run", "routes") not in told
+    assert ("run", "routes") in bench.event("pods", "DELETED", pod(conditions=ready))
+
+
 def test_a_fingerprint_wakes_whoever_needs_it() -> None:
     """Jobs and documents of measurements belong to no intent, and concern those that asked."""
     bench = Bench()

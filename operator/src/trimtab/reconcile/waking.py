@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from trimtab.observe.cache import Change
     from trimtab.observe.caches import Caches
-    from trimtab.observe.records import IntentRecord, Record
+    from trimtab.observe.records import IntentRecord, PodRecord, Record
     from trimtab.settings import Settings
 
 _FINGERPRINT_KINDS: Final = frozenset({"jobs", "pods", "configmaps"})
@@ -125,6 +125,8 @@ class Waker:
         component = record.labels.get(COMPONENT_LABEL)
         if component == "worker" and plural == "pods":
             self._run("workers")
+            if _can_be_sent_requests(change.before) != _can_be_sent_requests(change.after):
+                self._run("routes")
         if GROUP_LABEL in record.labels and plural in ("pods", "configmaps"):
             self._run("reloads")
         if record.namespace != self._system or plural not in _FINGERPRINT_KINDS:
@@ -137,6 +139,10 @@ class Waker:
             self._replan()
         if plural == "configmaps" and component == "routes":
             self._run("routes")
+
+
+def _can_be_sent_requests(pod: PodRecord | None) -> bool:
+    return pod is not None and pod.ready and not pod.deleting
 
 
 def _key(record: Record) -> str:
