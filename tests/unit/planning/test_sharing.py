@@ -346,3 +346,43 @@ def test_an_exclusive_config_is_the_default():
     assert only.option.config == Config(
         product="cpu", cpu_model="AMD EPYC", precision="bf16", threads=only.option.config.threads
     )
+
+
+def test_volumes_of_two_nodes_share_no_worker():
+    """A pod that asks for both is never scheduled; a volume that is everywhere binds nobody."""
+    plans = planned(
+        shared("a", volume_nodes=("n0",)),
+        shared("b", age=1, volume_nodes=("n1",)),
+        shared("c", age=2),
+    )
+    assert plans["a"].group.members == ("uid-a", "uid-c")
+    assert plans["b"].group.members == ("uid-b",)
+    assert plans["b"].remap_reasons[0] == (
+        "VolumesApart: no node can mount the volumes of a, b together."
+    )
+
+
+@pytest.mark.parametrize(("nodes", "joins"), [(("n1",), False), (("n0", "n1"), True)])
+def test_a_volume_elsewhere_joins_no_group_that_runs(nodes, joins):
+    """The group's worker stays where it is; whose files cannot be mounted there runs alone."""
+    alone = planned(shared("a"))
+    plans = planned(
+        shared("a"), shared("b", age=1, volume_nodes=nodes), assignments=running(alone, "a")
+    )
+    assert plans["a"].group.id == "team-a-a"
+    assert (plans["b"].group == plans["a"].group) is joins
+    if not joins:
+        assert plans["b"].remap_reasons[0] == (
+            "VolumesApart: the volume of b can be mounted on n1, and the group's worker runs on n0."
+        )
+
+
+def test_a_member_whose_volume_lies_apart_leaves_a_group_that_runs():
+    """A group that took it in before anybody looked goes on without it."""
+    pair = planned(shared("a"), shared("b", age=1))
+    plans = planned(
+        shared("a", volume_nodes=("n0",)), shared("b", age=1, volume_nodes=("n1",)),
+        assignments=running(pair, "a", "b"),
+    )  # fmt: skip
+    assert plans["a"].group.members == ("uid-a",)
+    assert plans["b"].group.members == ("uid-b",)

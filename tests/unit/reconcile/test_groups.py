@@ -285,6 +285,23 @@ def test_a_roll_takes_a_stayers_volume_along() -> None:
     assert sorted(claims) == ["models", "others"]
 
 
+@pytest.mark.parametrize(
+    ("unschedulable", "sheds"), [("volume node affinity conflict", True), ("", False)]
+)
+def test_a_roll_that_finds_no_node_sheds_what_nobody_uses(unschedulable: str, sheds: bool) -> None:  # noqa: FBT001 - a parameter
+    """A volume of another node keeps the pod from all; without its intent it goes, else it may stay."""
+    plan = a_group_plan("a", "b")
+    both = step(a_group(plan, a_member("a", plan), a_member("b", plan, source=a_source("others"))))
+    running = placed(both)
+    running["pods"] = (dataclasses.replace(running["pods"][0], unschedulable=unschedulable),)
+    left = a_group_plan("a")
+    gone = a_member("b", None, source=a_source("others"), moved=True)
+    found = step(a_group(left, a_member("a", left), gone, **running))
+    assert (rolled(found) != rolled(both)) is sheds
+    volumes = of_kind(found, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert sum("persistentVolumeClaim" in volume for volume in volumes) == (1 if sheds else 2)
+
+
 def test_a_deleted_founder_is_forgotten() -> None:
     """Without the founder the set shrinks and the group keeps its name and its pods."""
     plan = a_group_plan("a", "b")

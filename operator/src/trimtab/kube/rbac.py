@@ -108,6 +108,18 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     _operator("", "nodes", _READ, "capacity that can be planned on"),
     _operator(
+        "",
+        "persistentvolumeclaims",
+        ("get",),
+        "the claims that Shared intents name: which volume each is bound to",
+    ),
+    _operator(
+        "",
+        "persistentvolumes",
+        ("get",),
+        "on which nodes those volumes can be mounted: one worker cannot have two that lie apart",
+    ),
+    _operator(
         "events.k8s.io", "events", ("create", "patch"), "transitions, shown by kubectl describe"
     ),
     _operator("", "namespaces", ("list", "watch"), "kopf follows namespaces that come and go"),

@@ -54,6 +54,8 @@ NODE: Final = Resource("", "v1", "nodes", "Node", namespaced=False)
 JOB: Final = Resource("batch", "v1", "jobs", "Job")
 NETWORK_POLICY: Final = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 DISRUPTION_BUDGET: Final = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+CLAIM: Final = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+VOLUME: Final = Resource("", "v1", "persistentvolumes", "PersistentVolume", namespaced=False)
 LEASE: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 EVENT: Final = Resource("events.k8s.io", "v1", "events", "Event")
 

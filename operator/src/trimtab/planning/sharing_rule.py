@@ -1,6 +1,6 @@
 """Who may share a worker with whom, and what that worker is given (planner.md §9)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from trimtab.planning.case import Case
@@ -79,6 +79,7 @@ class Rule:
         stays = all(m.group and m.group == candidate.group for m in members)
         checks = (
             self._crowded(together),
+            _apart(candidate, members),
             self._unknown_load(together),
             self._busy(together, stays=stays),
             self._missed(together),
@@ -237,6 +238,39 @@ def _on(candidate: Candidate, shape: Config) -> Candidate | None:
         if fits and (judged.meets or not refuse):
             return replace(candidate, judged=judged)
     return None
+
+
+def _apart(candidate: Candidate, members: Sequence[Candidate]) -> str:
+    """Return why one pod cannot mount all members' files where the group runs; empty if it can.
+
+    A pod that asks for volumes of two nodes is never scheduled, and the others wait for it.
+    """
+    bound = [m for m in (*members, candidate) if m.case.intent.volume_nodes is not None]
+    if not bound:
+        return ""
+    common = set.intersection(*(set(m.case.intent.volume_nodes or ()) for m in bound))
+    if not common:
+        return f"VolumesApart: no node can mount the volumes of {_names(bound)} together."
+    stays = candidate.group and candidate.group in {m.group for m in members}
+    runs = {
+        node
+        for m in members
+        if m.group and m.case.assignment is not None
+        for node, _ in m.case.assignment.nodes
+    }
+    if stays or not runs or common & runs:
+        return ""
+    return (
+        f"VolumesApart: the volume of {candidate.case.intent.name} can be mounted on "
+        f"{_few(common)}, and the group's worker runs on {_few(runs)}."
+    )
+
+
+def _few(nodes: Iterable[str]) -> str:
+    """Return node names for a sentence, three at most."""
+    names = sorted(nodes)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _names(members: Sequence[Candidate]) -> str:

@@ -72,6 +72,7 @@ class IntentView:
 
     ``model`` is None until it was inspected. ``load`` is None where none is declared or observed.
     ``created_seconds`` is Unix time. ``group_id`` is the id of a sharing group that it would found.
+    ``volume_nodes`` are the nodes that can mount the model's files; None where all can.
     """
 
     uid: str
@@ -88,6 +89,7 @@ class IntentView:
     infeasible: Infeasible = "ServeNearest"
     priority: int = 0
     group_id: str = ""
+    volume_nodes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

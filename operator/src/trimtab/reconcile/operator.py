@@ -35,6 +35,7 @@ from trimtab.reconcile.periodic import Periodic
 from trimtab.reconcile.routes import RoutesKeeper
 from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, planned_load
 from trimtab.reconcile.sweep import SWEEP_SECONDS, Sweeper
+from trimtab.reconcile.volumes import VolumeReader
 from trimtab.reconcile.waking import Waker
 from trimtab.reconcile.world import World
 from trimtab.telemetry import metrics
@@ -93,6 +94,7 @@ class Operator:
             capabilities=ASSUMED,
             loads=LoadBook(time_divisor=settings.policy_time_divisor),
         )
+        self._volumes = VolumeReader(client, clock=clock)
         self.executor = Executor(
             writer,
             self.caches,
@@ -313,6 +315,7 @@ class Operator:
                 capabilities=world.capabilities,
                 foreign=world.foreign,
                 gateway_overhead_us=world.gateway_overhead_us,
+                volumes=await self._volumes.read(self.caches.inferenceintents),
             ),
         )
 

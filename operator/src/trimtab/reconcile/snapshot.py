@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +12,7 @@ from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL
 from trimtab.kube import names as object_names
 from trimtab.observe.inspections import INSPECTION_KEY, ModelFacts, parse_verdict
+from trimtab.observe.volumes import nodes_of
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.planning.prices import PriceBook
 from trimtab.planning.snapshot import (
@@ -32,6 +33,7 @@ from trimtab.reconcile.labels import Owner
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trimtab.kube.resources import Manifest
     from trimtab.observe.caches import Caches
     from trimtab.observe.loads import LoadBook
     from trimtab.observe.records import DeploymentRecord, IntentRecord, NodeRecord
@@ -55,6 +57,8 @@ class Surroundings:
     ages: Mapping[str, int] = field(default_factory=dict)
     """Seconds that each intent's configuration is in force, by uid."""
     gateway_overhead_us: int = 0
+    volumes: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
+    """PersistentVolumes of models, by namespace and claim."""
 
 
 def fleet_snapshot(
@@ -63,7 +67,7 @@ def fleet_snapshot(
     """Return the snapshot; everything is sorted, so equal states give equal snapshots."""
     views = []
     for record in sorted(caches.inferenceintents, key=lambda r: r.uid):
-        view = _view(record, caches, loads=loads, settings=settings)
+        view = _view(record, caches, loads=loads, settings=settings, volumes=surroundings.volumes)
         if view is not None:
             views.append(view)
     return FleetSnapshot(
@@ -141,7 +145,12 @@ def planned_load(record: IntentRecord) -> Load | None:
 
 
 def _view(
-    record: IntentRecord, caches: Caches, *, loads: LoadBook, settings: Settings
+    record: IntentRecord,
+    caches: Caches,
+    *,
+    loads: LoadBook,
+    settings: Settings,
+    volumes: Mapping[tuple[str, str], Manifest],
 ) -> IntentView | None:
     if record.deleting:
         return None
@@ -154,7 +163,12 @@ def _view(
         # Nothing can be planned for it, and it should not make other intents' snapshots differ.
         return None
     load = loads.of(record.uid) or declared_load(intent)
-    return intent_view(record, intent, model=facts.model, load=load)
+    view = intent_view(record, intent, model=facts.model, load=load)
+    claim = intent.spec.model.source.persistent_volume_claim
+    volume = volumes.get((record.namespace, claim.claim_name)) if claim else None
+    if volume is None:
+        return view
+    return replace(view, volume_nodes=nodes_of(volume, caches.nodes))
 
 
 def intent_view(

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from trimtab.kube.resources import Manifest, Resource
     from trimtab.observe.groups import ObservedGroup, ObservedMember
-    from trimtab.observe.records import ConfigMapRecord, Record
+    from trimtab.observe.records import ConfigMapRecord, PodRecord, Record
     from trimtab.planning.plan import GroupPlan
     from trimtab.settings import Settings
 
@@ -212,6 +212,7 @@ def _placed(
         live={str(e.get("name")): _text(e) for e in _entries(live)},
         nodes=_nodes(group, served),
         refused=_refused(group),
+        stuck=_stuck(group),
         frozen=any(s.member.paused for s in served),
     )
     worker = Worker(
@@ -295,15 +296,25 @@ def _nodes(group: ObservedGroup, served: Sequence[_Served]) -> tuple[str, ...]:
 
 def _refused(group: ObservedGroup) -> tuple[str, ...]:
     """Return the models that a present pod could not take in."""
-    current = group.deployment.plan_digest if group.deployment else ""
-    pods = [p for p in group.pods if p.annotations.get(PLAN_DIGEST_ANNOTATION) == current]
-    states = [group.workers[p.uid] for p in pods if p.uid in group.workers]
+    states = [group.workers[p.uid] for p in _present(group) if p.uid in group.workers]
     return tuple(
         model.name
         for state in states
         for model in state.models
         if model.state == "Failed" and model.error and model.error[0] in REFUSALS
     )
+
+
+def _stuck(group: ObservedGroup) -> bool:
+    """Whether a present pod finds no node and none serves."""
+    pods = [pod for pod in _present(group) if not pod.deleting]
+    return any(pod.unschedulable for pod in pods) and not any(pod.ready for pod in pods)
+
+
+def _present(group: ObservedGroup) -> list[PodRecord]:
+    """Return the pods of the template in force."""
+    current = group.deployment.plan_digest if group.deployment else ""
+    return [pod for pod in group.pods if pod.annotations.get(PLAN_DIGEST_ANNOTATION) == current]
 
 
 def _replicas(group: ObservedGroup) -> int | None:

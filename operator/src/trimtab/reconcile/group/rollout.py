@@ -138,6 +138,7 @@ def next_rollout(
     live: Mapping[str, str],
     nodes: tuple[str, ...] = (),
     refused: Sequence[str] = (),
+    stuck: bool = False,
     frozen: bool = False,
 ) -> GroupRollout:
     """Return what to run: what runs now wherever that takes the members in.
@@ -149,6 +150,7 @@ def next_rollout(
         live: Entries of the model set in force, by name.
         nodes: That are preferred.
         refused: Names of models that running workers could not take in.
+        stuck: A pod of what runs now finds no node.
         frozen: A member is paused: what runs stays.
     """
     after = GroupRollout(
@@ -171,9 +173,10 @@ def next_rollout(
     if before is None:
         return after
     kept = dataclasses.replace(before, members=present.members)
-    if frozen or (_suffices(plan, before, after) and not _reshaped(present, before, live, refused)):
-        return kept
-    return after
+    # A volume that nobody uses any more may be what keeps the pod from every node.
+    sheds = stuck and set(after.volumes) < set(before.volumes)
+    changed = sheds or _reshaped(present, before, live, refused)
+    return kept if frozen or (_suffices(plan, before, after) and not changed) else after
 
 
 def _suffices(plan: GroupPlan, before: GroupRollout, after: GroupRollout) -> bool:
