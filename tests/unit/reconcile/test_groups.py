@@ -22,6 +22,7 @@ from trimtab.reconcile.inferenceintent.policies import Admission, path_below_its
 from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
 from trimtab.reconcile.plan import Plan
 from trimtab.reconcile.snapshot import parse_intent
+from trimtab.settings import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -409,6 +410,54 @@ def test_who_changes_beside_a_paused_member_is_served_as_before() -> None:
     assert rolled(found) == rolled(first)
     assert names(found) == ["team-a/a", "team-a/b", "team-a/d"]
     assert the_set(found)["models"][:2] == the_set(first)["models"]
+
+
+def a_host_path(path: str) -> dict[str, Any]:
+    return {"hostPath": {"path": path}}
+
+
+def host_paths(found: GroupStep) -> list[str]:
+    volumes = of_kind(found, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    return [volume["hostPath"]["path"] for volume in volumes if "hostPath" in volume]
+
+
+@pytest.mark.parametrize("path", ["/etc", "/srv/models/../../etc", "/srv/models-of-others"])
+def test_an_edited_annotation_mounts_nothing_that_is_not_allowed(path: str) -> None:
+    """What a running group says of its volumes is held to the same prefixes as what an intent says."""
+    first, running = one_running()
+    annotations = running["deployment"].annotations
+    said = json.loads(annotations[ANNOTATION])
+    said["volumes"].append(json.dumps(a_host_path(path)))
+    running["deployment"] = dataclasses.replace(
+        running["deployment"], annotations={ANNOTATION: json.dumps(said)}
+    )
+    plan = a_group_plan("a", "b")
+    for second in (a_member("b", plan), a_member("b", None)):
+        found = step(a_group(plan, a_member("a", plan), second, **running))
+        assert host_paths(found) == []
+        assert rolled(found) == rolled(first)
+
+
+def test_a_prefix_that_is_taken_back_rolls_nobody_and_is_mounted_by_nothing_new() -> None:
+    """Who lies below it is served as before until it moves, and then the volume goes."""
+    plan = a_group_plan("a", "b")
+    below = a_host_path("/srv/models/b")
+    first = step(a_group(plan, a_member("a", plan), a_member("b", plan, source=below)))
+    assert host_paths(first) == ["/srv/models"]
+    running, left = placed(first), a_group_plan("a", "c")
+    narrowed = SETTINGS.model_copy(update={"sources": Sources()})
+    refused = a_member("b", plan, source=below, joins=False)
+    both = (a_member("a", left), a_member("c", left))
+    stays = decide_group(a_group(left, refused, *both, **running), settings=narrowed)
+    assert rolled(stays) == rolled(first)
+    assert names(stays) == ["team-a/b", "team-a/a", "team-a/c"]
+    newer = narrowed.model_copy(update={"worker_image": "worker:2"})
+    waits = decide_group(a_group(left, refused, *both, **running), settings=newer)
+    assert [m["kind"] for m in waits.desired] == ["ConfigMap"]
+    gone = dataclasses.replace(refused, moved=True)
+    after = decide_group(a_group(left, gone, *both, **running), settings=narrowed)
+    assert host_paths(after) == []
+    assert rolled(after) != rolled(first)
 
 
 def test_a_rollout_that_somebody_spoilt_takes_nobody_away() -> None:

@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from trimtab.api.v1alpha1.inferenceintent_spec import ModelSource
 from trimtab.api.v1alpha1.names import PLAN_DIGEST_ANNOTATION
 from trimtab.kube import names as object_names
-from trimtab.kube.resources import (
-    CONFIG_MAP,
-    DEPLOYMENT,
-    DISRUPTION_BUDGET,
-    NETWORK_POLICY,
-    SERVICE,
-)
 from trimtab.observe.capabilities import SHARED_PRESSURE
 from trimtab.observe.digests import digest
+from trimtab.reconcile.group.removal import ended, outdated
 from trimtab.reconcile.group.rollout import GroupRollout, Joined, Present, next_rollout
 from trimtab.reconcile.inferenceintent.children import (
     MODELS_KEY,
@@ -31,31 +25,29 @@ from trimtab.reconcile.inferenceintent.children import (
     assemble,
     pod_template,
 )
+from trimtab.reconcile.inferenceintent.policies import source_allowed
 from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
 from trimtab.reconcile.inferenceintent.sources import (
     identity,
     mount_shared,
+    shared_folder,
     shared_path,
     shared_volume,
 )
 from trimtab.reconcile.labels import Owner, group_labels, group_selector
-from trimtab.reconcile.plan import Deletion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from trimtab.kube.resources import Manifest, Resource
+    from trimtab.kube.resources import Manifest
     from trimtab.observe.groups import ObservedGroup, ObservedMember
-    from trimtab.observe.records import ConfigMapRecord, PodRecord, Record
+    from trimtab.observe.records import ConfigMapRecord, PodRecord
     from trimtab.planning.plan import GroupPlan
+    from trimtab.reconcile.plan import Deletion
     from trimtab.settings import Settings
 
 REFUSALS: Final = frozenset({"SlabMismatch", "OutOfMemory"})
 """Reasons with which a worker refuses a model that a worker made for it would take."""
-
-_KINDS: Final[Mapping[str, Resource]] = {
-    r.kind: r for r in (SERVICE, NETWORK_POLICY, DISRUPTION_BUDGET)
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +75,18 @@ def decide_group(group: ObservedGroup, *, settings: Settings) -> GroupStep:
     live = live_set(group)
     before = rollout_of(group)
     found = [s for m in group.members if (s := _serve(m, live, before, settings)) is not None]
-    served = _held(found, live, before) if any(s.member.paused for s in found) else found
+    before, held = _allowed(before, found, settings=settings)
+    frozen = held or any(s.member.paused for s in found)
+    served = _held(found, live, before) if frozen else found
     if not served:
-        return _ended(group)
+        return GroupStep(deletions=ended(group))
     if group.plan is None or not any(s.volume for s in served):
         # Only those are left who are about to leave: the pods stay as they are, the set shrinks.
         return _shrunk(group, live, served)
     if before is None and not all(s.volume for s in served):
         # Somebody spoilt the annotation, so nobody knows what is mounted for those who only stay.
         return GroupStep()
-    return _placed(group, group.plan, live, before, served, settings=settings)
+    return _placed(group, group.plan, live, before, served, frozen=frozen, settings=settings)
 
 
 def live_set(group: ObservedGroup) -> Mapping[str, Any]:
@@ -156,6 +150,27 @@ def _serve(
     return _Served(member=member, entry=dict(old), volume="", joined=joined)
 
 
+def _allowed(
+    before: GroupRollout | None, served: Sequence[_Served], *, settings: Settings
+) -> tuple[GroupRollout | None, bool]:
+    """Return the roll-out without volumes that are not allowed (any more), and whether pods must stay.
+
+    Whoever only stays and lies on such a volume is served as before, and nothing mounts it anew.
+    """
+    refused = {
+        text: source
+        for text in (before.volumes if before else ())
+        if not source_allowed(source := ModelSource.model_validate_json(text), settings=settings)
+    }
+    if before is None or not refused:
+        return before, False
+    folders = {shared_folder(source) for source in refused.values()}
+    if any(str(s.entry.get("path")).split("/")[0] in folders for s in served if not s.volume):
+        return before, True
+    rest = tuple(text for text in before.volumes if text not in refused)
+    return dataclasses.replace(before, volumes=rest), False
+
+
 def _held(
     served: Sequence[_Served], live: Mapping[str, Any], before: GroupRollout | None
 ) -> list[_Served]:
@@ -197,6 +212,7 @@ def _placed(
     before: GroupRollout | None,
     served: Sequence[_Served],
     *,
+    frozen: bool,
     settings: Settings,
 ) -> GroupStep:
     present = Present(
@@ -213,7 +229,7 @@ def _placed(
         nodes=_nodes(group, served),
         refused=_refused(group),
         stuck=_stuck(group),
-        frozen=any(s.member.paused for s in served),
+        frozen=frozen,
     )
     worker = Worker(
         home=_home(group, served),
@@ -239,7 +255,7 @@ def _placed(
         "models": [s.entry for s in served],
     }
     rolls = group.deployment is None or group.deployment.plan_digest != plan_digest
-    if rolls and group.deployment is not None and any(s.member.paused for s in served):
+    if rolls and group.deployment is not None and frozen:
         # A new release of the worker, say; who is not in the set yet waits as well.
         here = {entry.get("name") for entry in _entries(live)}
         return _shrunk(group, live, [s for s in served if s.entry["name"] in here])
@@ -250,7 +266,7 @@ def _placed(
         model_set=_revised(group, content, name=_set_name(group, plan_digest)),
         set_last=not rolls,
     )
-    return GroupStep(desired=built.manifests, deletions=_outdated(group, built), built=built)
+    return GroupStep(desired=built.manifests, deletions=outdated(group, built), built=built)
 
 
 def _volumes(served: Sequence[_Served], before: GroupRollout | None) -> tuple[str, ...]:
@@ -349,54 +365,3 @@ def _shrunk(group: ObservedGroup, live: Mapping[str, Any], served: Sequence[_Ser
         },
     }
     return GroupStep(desired=(manifest,))
-
-
-def _ended(group: ObservedGroup) -> GroupStep:
-    """Return the removal of a worker that serves nobody any more.
-
-    Whoever is not known to be served elsewhere keeps it: a plan that is being made anew, or that
-    has no option, never removes what serves.
-    """
-    if group.plan is not None or not all(member.moved for member in group.members):
-        return GroupStep()
-    gone = [_unchanged(CONFIG_MAP, record) for record in group.model_sets]
-    gone += [_unchanged(_KINDS[kind], record) for kind, record in sorted(group.others.items())]
-    if group.deployment is not None:
-        gone.insert(0, _unchanged(DEPLOYMENT, group.deployment))
-    return GroupStep(deletions=tuple(gone))
-
-
-def _outdated(group: ObservedGroup, built: Built) -> tuple[Deletion, ...]:
-    """Return sets that no pod reads any more, and a disruption budget that nothing needs."""
-    used = {built.model_set_name}
-    digests = {pod.annotations.get(PLAN_DIGEST_ANNOTATION) for pod in group.pods}
-    deployment = group.deployment
-    if deployment is not None:
-        digests.add(deployment.plan_digest)
-    used |= {object_names.model_set(built.deployment_name, d) for d in digests if d}
-    rolling = deployment is not None and (
-        deployment.observed_generation < deployment.generation
-        or deployment.updated_replicas < deployment.replicas
-        or deployment.available_replicas < deployment.replicas
-    )
-    old = [
-        _deletion(CONFIG_MAP, record)
-        for record in group.model_sets
-        # While it rolls, an old pod that is evicted comes back as an old one and reads its set.
-        if record.name not in used and not rolling
-    ]
-    budget = group.others.get(DISRUPTION_BUDGET.kind)
-    if budget is not None and not any(m["kind"] == DISRUPTION_BUDGET.kind for m in built.manifests):
-        old.append(_deletion(DISRUPTION_BUDGET, budget))
-    return tuple(old)
-
-
-def _deletion(resource: Resource, record: Record) -> Deletion:
-    return Deletion(resource=resource, namespace=record.namespace, name=record.name, uid=record.uid)
-
-
-def _unchanged(resource: Resource, record: Record) -> Deletion:
-    """Return the deletion of an object that nobody, such as an intent that joins, has written since."""
-    return dataclasses.replace(
-        _deletion(resource, record), resource_version=str(record.resource_version or "")
-    )

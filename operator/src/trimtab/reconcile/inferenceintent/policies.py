@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 from trimtab.api.v1alpha1.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
+    from trimtab.api.v1alpha1.inferenceintent_spec import ModelSource
     from trimtab.settings import Settings
 
 
@@ -31,6 +32,29 @@ class Admission:
     settings: Settings
     name_taken_by: str = ""
     """An older intent of the namespace that serves the same model name."""
+
+
+def source_allowed(source: ModelSource, *, settings: Settings) -> bool:
+    """Whether this installation mounts a source, wherever it is named: anybody may edit an annotation."""
+    sources = settings.sources
+    if source.host_path is not None:
+        path, given = source.host_path.path, sources.hostPath
+        return given.enabled and not _climbs(path) and _below(path, given.allowedPrefixes)
+    if source.hugging_face is not None:
+        return sources.huggingFace.enabled
+    return source.image is None or sources.image.enabled
+
+
+def _climbs(path: str) -> bool:
+    return ".." in path.split("/")
+
+
+def _below(path: str, prefixes: Iterable[str]) -> bool:
+    clean = posixpath.normpath(path)
+    return any(
+        clean == prefix.rstrip("/") or clean.startswith(prefix.rstrip("/") + "/")
+        for prefix in prefixes
+    )
 
 
 def host_path_enabled(given: Admission) -> Violation | None:
@@ -54,13 +78,8 @@ def host_path_allowed(given: Admission) -> Violation | None:
     if source is None:
         return None
     prefixes = given.settings.sources.hostPath.allowedPrefixes
-    clean = posixpath.normpath(source.path)
-    climbs = ".." in source.path.split("/")
-    below = any(
-        clean == prefix.rstrip("/") or clean.startswith(prefix.rstrip("/") + "/")
-        for prefix in prefixes
-    )
-    if below and not climbs:
+    climbs = _climbs(source.path)
+    if _below(source.path, prefixes) and not climbs:
         return None
     return Violation(
         reason=Reason.SOURCE_PATH_NOT_ALLOWED,

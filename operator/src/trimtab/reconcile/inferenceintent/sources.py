@@ -127,6 +127,11 @@ def shared_path(source: ModelSource, *, settings: Settings) -> str:
     return posixpath.normpath(f"{whole}/{below}")
 
 
+def shared_folder(volume: ModelSource) -> str:
+    """Return the folder below `/models` where a group's worker has a volume."""
+    return _shared_place(volume).folder
+
+
 def _shared_place(volume: ModelSource) -> _Place:
     tag = object_names.digest(identity(volume), length=_SHARED_HASH)
     return _Place(folder=f"v{tag}", volume=f"{_VOLUME}-{tag}")
