@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 pytest_plugins = ("e2e.cluster.pytest_plugin",)
 
@@ -16,5 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     asyncio.set_event_loop(None)
     # A shared machine makes single examples slow; a test that hangs is ended by its time-out.
-    settings.register_profile("trimtab", deadline=None)
+    # Explaining traces every line: minutes on top of a failure that was found in seconds.
+    phases = [phase for phase in Phase if phase is not Phase.explain]
+    settings.register_profile("trimtab", deadline=None, phases=phases)
     settings.load_profile("trimtab")
