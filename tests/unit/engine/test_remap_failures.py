@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.builders import submit
-from tests.unit.engine.test_remap import ask, burst_of_a, settle, tenants
+from tests.unit.engine.test_remap import ask, burst_of_a, reload, settle, tenants
 from trimtab_workers.engine import boot, mover
 from trimtab_workers.engine.config import Policy
 from trimtab_workers.engine.controller import RemapController
@@ -98,6 +98,20 @@ def test_a_model_removed_while_it_is_opened_goes(monkeypatch: pytest.MonkeyPatch
     _join(engine)
     assert _states(engine) == {"a": "Resident"}
     assert engine._joining == 0
+
+
+def test_a_model_that_comes_back_is_not_held_for_what_it_did_before():
+    """A model that was kept from being lent is, removed and added again, lent like a new one."""
+    engine = tenants("ab", pressure="remap-idle")
+    engine._balance.controller._hold_until["b"] = float("inf")
+    outputs = [submit(engine, ask("a", f"h{i}", 40 + 9 * i, max_tokens=26)) for i in range(6)]
+    settle(engine)
+    assert {len(output.tokens) for output in outputs} == {26}
+    assert engine.state()["remap"]["lends"] == 0
+    reload(engine, "a")
+    reload(engine, "ab")
+    assert _states(engine) == {"a": "Resident", "b": "Resident"}
+    burst_of_a(engine)  # fails if nothing is lent
 
 
 def test_a_busy_model_that_is_changed_comes_back():

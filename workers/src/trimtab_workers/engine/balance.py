@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab_workers.engine.arena import FIXED
+from trimtab_workers.engine.faults import attempt, explain
 from trimtab_workers.engine.ops import ArenaView, ModelView, StepStats
+from trimtab_workers.engine.tenants import FAILURES_UNTIL_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.clock import Clock
     from trimtab_workers.engine.controller import RemapController
     from trimtab_workers.engine.mover import Mover
+    from trimtab_workers.engine.ops import Op
     from trimtab_workers.engine.scheduler import Scheduler
     from trimtab_workers.engine.tenants import Tenant
     from trimtab_workers.engine.transfer import TransferEngine
@@ -31,6 +34,7 @@ class Balance:
         paid_slabs: Slabs that `memory_bytes` pays for; `oracle` has more.
         fixed_budget: Bytes of fixed regions at start.
         shown_holds: Held wakes that the metrics have counted.
+        undecided: Times in a row that the controller failed.
     """
 
     arena: Arena
@@ -42,6 +46,7 @@ class Balance:
     paid_slabs: int
     fixed_budget: int
     shown_holds: int = 0
+    undecided: int = 0
 
     def between_steps(self) -> bool:
         """Look at every model, decide, act; True if anything was done."""
@@ -49,9 +54,27 @@ class Balance:
         for tenant in self.tenants.values():
             if tenant.scheduler is not None and tenant.scheduler.has_work:
                 tenant.last_work_seconds = now
-        if self._quiet():
+        if not self._unsettled():
             return False
-        return self.mover.run(self.controller.decide(self.view(), self.stats(now), now))
+        return self.mover.run(self._decide(now))
+
+    def _decide(self, now: float) -> list[Op]:
+        """Ask the controller; models that wait for it fail once it failed three times in a row."""
+        orders: list[Op] = []
+
+        def decide() -> None:
+            orders.extend(self.controller.decide(self.view(), self.stats(now), now))
+
+        problem = attempt(decide, what="Deciding whose slab is whose")
+        if problem is None:
+            self.undecided = 0
+            return orders
+        self.undecided += 1
+        if self.undecided >= FAILURES_UNTIL_FAILED:
+            for tenant in self._unsettled():
+                if tenant.scheduler is not None and tenant.scheduler.has_work:
+                    self.mover.fail(tenant, problem)
+        return []
 
     def due_seconds(self) -> float | None:
         """Return the seconds until something is to be done though no request comes; None if never."""
@@ -59,8 +82,9 @@ class Balance:
 
     def forget(self, tenant: Tenant) -> None:
         """Free all that a model held; KV that others have in its homes is theirs from now on."""
-        self.mover.forget(tenant)
         name = tenant.spec.name
+        self.controller.forget(name)
+        self.mover.forget(tenant)
         homes = {
             slab.index for slab in self.arena if slab.home is not None and slab.home[0] == name
         }
@@ -70,25 +94,29 @@ class Balance:
                     other.scheduler.blocks.own(slab)
         self.arena.release(name)
 
-    def _quiet(self) -> bool:
-        """Whether no model lacks a block and every unit is at home: most steps."""
+    def _unsettled(self) -> list[Tenant]:
+        """Return the models that lack a block or have a unit elsewhere: none in most steps."""
+        found = []
         for tenant in self.tenants.values():
-            if tenant.state in {"Lent", "Waking"} or tenant.alpha or "loading" in tenant.units:
-                return False
-            scheduler = tenant.scheduler
-            if scheduler is None or not scheduler.has_work:
+            try:
+                lacks = _lacks(tenant)
+            except Exception as error:  # noqa: BLE001 - one model's books must not stop the others
+                self.mover.fail(tenant, explain(error, what=_counting(tenant)))
                 continue
-            if scheduler.missing_running() or scheduler.missing_waiting():
-                return False
-        return True
+            if lacks:
+                found.append(tenant)
+        return found
 
     def view(self) -> ArenaView:
-        """Return what the controller decides from."""
-        models = {
-            name: _model_view(tenant, tenant.scheduler, self.arena.slab_bytes)
-            for name, tenant in self.tenants.items()
-            if tenant.scheduler is not None
-        }
+        """Return what the controller decides from; a model whose books are wrong fails."""
+        models: dict[str, ModelView] = {}
+        for name, tenant in self.tenants.items():
+            if tenant.scheduler is None:
+                continue
+            try:
+                models[name] = _model_view(tenant, tenant.scheduler, self.arena.slab_bytes)
+            except Exception as error:  # noqa: BLE001 - one model's books must not stop the others
+                self.mover.fail(tenant, explain(error, what=_counting(tenant)))
         homes = {
             slab.index: slab.home
             for slab in self.arena
@@ -120,6 +148,20 @@ class Balance:
             latency_seconds=self.transfer.latency_seconds,
             switch_seconds=sum(switches) / len(switches) if switches else 0.0,
         )
+
+
+def _lacks(tenant: Tenant) -> bool:
+    """Whether a model lacks a block or has a unit elsewhere."""
+    if tenant.state in {"Lent", "Waking"} or tenant.alpha or "loading" in tenant.units:
+        return True
+    scheduler = tenant.scheduler
+    if scheduler is None or not scheduler.has_work:
+        return False
+    return bool(scheduler.missing_running() or scheduler.missing_waiting())
+
+
+def _counting(tenant: Tenant) -> str:
+    return f"Model {tenant.spec.name}: counting what it has and lacks"
 
 
 def decode_seconds(tenant: Tenant, now: float) -> float | None:

@@ -160,6 +160,11 @@ class RemapController:
                 self._empty(draft, books, slab)
         return draft.ops
 
+    def forget(self, name: str) -> None:
+        """Drop what is remembered of a model that goes; one that comes back begins anew."""
+        for memory in (self._wait_until, self._hold_until, self._low_since):
+            memory.pop(name, None)
+
     # -- wake ----------------------------------------------------------------------------------
 
     def _wakes(self, model: ModelView, stats: StepStats, now: float) -> bool:

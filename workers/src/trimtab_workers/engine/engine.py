@@ -7,6 +7,7 @@ import logging
 import secrets
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trimtab_workers.engine import boot, memory
@@ -29,13 +30,14 @@ from trimtab_workers.engine.errors import (
     QueueFullError,
     UnknownModelError,
 )
+from trimtab_workers.engine.faults import attempt
 from trimtab_workers.engine.metrics import EngineMetrics
 from trimtab_workers.engine.modelset import Joining
 from trimtab_workers.engine.mover import Mover
 from trimtab_workers.engine.parallel.ranks import Ranks
 from trimtab_workers.engine.rotation import Rotation
 from trimtab_workers.engine.sequence import Sequence
-from trimtab_workers.engine.stepper import end_early, show_load, step
+from trimtab_workers.engine.stepper import end_early, refuse, show_load, step
 from trimtab_workers.engine.stream import OutputStream
 from trimtab_workers.engine.tenants import Tenant
 from trimtab_workers.engine.tokenizer import StreamDetokenizer, Tokenizer
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.arena import Arena
     from trimtab_workers.engine.backend import Backend
     from trimtab_workers.engine.config import ModelSpec
+    from trimtab_workers.engine.scheduler import Scheduler
     from trimtab_workers.engine.types import Request
 
 log = logging.getLogger(__name__)
@@ -234,7 +237,7 @@ class Engine:
                 retry_after_seconds=1,
             )
         tenant = self._usable(request.model)
-        sequence = self._sequence(tenant, request, sink)
+        sequence = self._sequence(tenant, request, self._deliver_to(sink))
         with self._lock:
             if self._ended:
                 raise ModelUnavailableError(
@@ -255,7 +258,7 @@ class Engine:
                     retry_after_seconds=5,
                 )
             self._requests[request.request_id] = tenant, sequence
-            self._post(lambda: self._enter(tenant, sequence))
+            self._post(lambda: self._for_tenant(tenant, lambda: self._enter(tenant, sequence)))
 
     def stream(self, request: Request) -> OutputStream:
         """Queue a request from an asyncio loop; iterate its outputs there.
@@ -418,19 +421,49 @@ class Engine:
         self._show_arena()
 
     def _fail_tenant(self, tenant: Tenant, error: EngineError) -> None:
-        """End a model whose weights are damaged, with all its requests; others go on."""
-        scheduler = tenant.scheduler
+        """End a model, answer all its requests and give back what it held; others go on."""
         tenant.set_state("Failed", error)
-        log.error("model_failed", extra={"model": tenant.spec.name, "reason": error.message})
-        for sequence in [] if scheduler is None else list(scheduler):
-            if scheduler is not None:
-                end_early(tenant, scheduler, sequence, now=self.clock.now(), error=error)
+        log.error(
+            "model_failed",
+            extra={"model": tenant.spec.name, "code": error.code, "reason": error.message},
+        )
+        if not tenant.served:
+            tenant.checkpoint = None
+        now = self.clock.now()
+        for owner, sequence in list(self._requests.values()):
+            if owner is tenant:
+                answer = partial(refuse, tenant, sequence, now=now, error=error)
+                attempt(answer, what=f"Request {sequence.request.request_id}: its last answer")
+        if self.ranks.size == 1:  # followers compare slab tables, and nothing would use the slabs
+            self._give_back(tenant)
+            tenant.show_state()
+            self._show_arena()
+
+    def _give_back(self, tenant: Tenant) -> None:
+        """Free all that a model holds in the arena and beside it."""
+        balance, name = self._balance, tenant.spec.name
+        if balance is not None and attempt(
+            lambda: balance.forget(tenant), what=f"Model {name}: giving its slabs back"
+        ):
+            balance.arena.release(name)
+        tenant.let_go()
+        tenant.metrics.gone()
+        self._post(memory.give_back)  # when nobody up the stack holds a tensor any more
+
+    def _for_tenant(self, tenant: Tenant, work: Callable[[], object]) -> None:
+        """Do something for one model; if it goes wrong that model fails and no other."""
+        problem = attempt(work, what=f"Model {tenant.spec.name}: work between two steps")
+        if problem is not None:
+            self._fail_tenant(tenant, problem)
+
+    def _do_commands(self) -> None:
+        while self._inbox:
+            attempt(self._inbox.popleft(), what="A command to the engine")
 
     def step(self) -> bool:
         """Process commands, move slabs, and run one step of one model; False if all were idle."""
         self.ranks.check()
-        while self._inbox:
-            self._inbox.popleft()()
+        self._do_commands()
         worked = False
         shared = self.ranks.size > 1  # followers compare slab tables and move no slabs
         if self._balance is not None and not shared and self._balance.between_steps():
@@ -438,7 +471,7 @@ class Engine:
             self._show_arena()
         worked |= self._step_one()
         for tenant in list(self._tenants.values()):
-            if tenant.state == "Draining":
+            if tenant.drain_until_seconds is not None:
                 self._remove_when_done(tenant)
         if worked or not self._requests:
             self._progress_seconds = self.clock.now()
@@ -453,29 +486,43 @@ class Engine:
             if name is None:
                 break
             began = self.clock.now()
-            worked = step(self._tenants[name], self.clock, mover=mover)
+            worked = self._step_tenant(self._tenants[name], mover)
             self._rotation.charge(name, self.clock.now() - began)
             if worked:
                 return True
             ready.remove(name)
         return False
 
-    def _enter(self, tenant: Tenant, sequence: Sequence) -> None:
-        scheduler = tenant.scheduler
-        original = sequence.sink
-        request_id = sequence.request.request_id
+    def _step_tenant(self, tenant: Tenant, mover: Mover | None) -> bool:
+        worked = True  # so does a step that fails
 
+        def work() -> None:
+            nonlocal worked
+            worked = step(tenant, self.clock, mover=mover)
+
+        self._for_tenant(tenant, work)
+        return worked
+
+    def _deliver_to(self, sink: Callable[[Output], None]) -> Callable[[Output], None]:
         def deliver(output: Output) -> None:
             if output.finished:
                 with self._lock:
-                    self._requests.pop(request_id, None)
-            original(output)
+                    self._requests.pop(output.request_id, None)
+            what = f"Request {output.request_id}: taking an output"
+            if attempt(lambda: sink(output), what=what) and not output.finished:
+                self.abort(output.request_id)
 
-        sequence.sink = deliver
-        # It may have gone or failed since `submit` looked.
+        return deliver
+
+    def _enter(self, tenant: Tenant, sequence: Sequence) -> None:
+        entry = self._requests.get(sequence.request.request_id)
+        if entry is None or entry[1] is not sequence:
+            return  # answered meanwhile, because its model failed
+        scheduler = tenant.scheduler
+        # It may have gone since `submit` looked.
         if scheduler is None or tenant.state == "Failed":
             tenant.metrics.finished(sequence, reason="error", now=self.clock.now())
-            deliver(_unavailable(sequence, tenant))
+            sequence.sink(_unavailable(sequence, tenant))
             return
         scheduler.add(sequence)
         show_load(tenant, scheduler)
@@ -484,14 +531,18 @@ class Engine:
         entry = self._requests.get(request_id)
         if entry is not None and entry[0].scheduler is not None:
             tenant, sequence = entry
-            end_early(tenant, entry[0].scheduler, sequence, now=self.clock.now(), error=error)
-            show_load(tenant, entry[0].scheduler)
+            scheduler = entry[0].scheduler
+
+            def end() -> None:
+                end_early(tenant, scheduler, sequence, now=self.clock.now(), error=error)
+                show_load(tenant, scheduler)
+
+            self._for_tenant(tenant, end)
 
     def _end_all(self) -> None:
         with self._lock:
             self._ended = True
-        while self._inbox:
-            self._inbox.popleft()()
+        self._do_commands()
         # An answer that a fault cut short must not look like one that its caller ended.
         error = None if self._dead is None else BatchFailedError(self._dead)
         for request_id in list(self._requests):
@@ -502,8 +553,13 @@ class Engine:
             tenant.model = tenant.runner = None
 
     def _show_arena(self) -> None:
-        if self._balance is not None:
-            show_arena(self._balance, self.metrics, config=self.config, now=self.clock.now())
+        balance = self._balance
+        if balance is not None:
+            now = self.clock.now()
+            attempt(
+                lambda: show_arena(balance, self.metrics, config=self.config, now=now),
+                what="Showing the arena",
+            )
 
     # -- the model set -------------------------------------------------------------------------
 
@@ -531,10 +587,10 @@ class Engine:
         done = threading.Event()
 
         def apply() -> None:
-            try:
-                self._apply(config)
-            finally:
-                done.set()
+            problem = attempt(lambda: self._apply(config), what="Applying the model set")
+            if problem is not None:
+                self._errors.append(problem.message)
+            done.set()
 
         self._post(apply)
         done.wait(REMOVAL_SECONDS)
@@ -578,7 +634,9 @@ class Engine:
         for name, spec in wanted.items():
             if name in self._tenants:
                 continue  # it still drains; its end adds what the set wants by then
-            self._add(spec)
+            problem = attempt(partial(self._add, spec), what=f"Model {name}: adding it")
+            if problem is not None:
+                self._errors.append(problem.message)
         self._show_arena()
 
     def _add(self, spec: ModelSpec) -> None:
@@ -597,6 +655,7 @@ class Engine:
             backend=self.backend,
             config=self.config,
             post=self._post,
+            fail=self._fail_tenant,
             joined=self._end_join,
         ).start()
 
@@ -611,30 +670,32 @@ class Engine:
     def _remove_when_done(self, tenant: Tenant) -> None:
         if tenant.loader is not None:
             return  # it writes into its homes; the end of loading comes back here
-        scheduler = tenant.scheduler
-        deadline = tenant.drain_until_seconds
+        scheduler, deadline = tenant.scheduler, tenant.drain_until_seconds
         if scheduler is not None and deadline is not None:
             if scheduler.has_work and self.clock.now() < deadline:
                 return
-            error = ModelUnavailableError(
-                f"The model {tenant.spec.name!r} was removed from this worker, and this request was "
-                f"not done within {REMOVAL_SECONDS:.0f} s. Send it again.",
-                param="model",
-                retry_after_seconds=5,
-            )
-            for sequence in list(scheduler):
-                end_early(tenant, scheduler, sequence, now=self.clock.now(), error=error)
-        if self._balance is not None:
-            self._balance.forget(tenant)
+            self._for_tenant(tenant, lambda: self._end_removed(tenant, scheduler))
         self._tenants.pop(tenant.spec.name, None)
         # A request that was let in before this is still on its way to `_enter`, which refuses it.
-        tenant.let_go()
-        self._post(memory.give_back)  # when nobody up the stack holds a tensor any more
-        self.metrics.forget_model(tenant.spec.name)
+        self._give_back(tenant)
+        attempt(
+            lambda: self.metrics.forget_model(tenant.spec.name),
+            what=f"Model {tenant.spec.name}: forgetting its gauges",
+        )
         self._show_arena()
         again = next((s for s in self.config.models if s.name == tenant.spec.name), None)
         if again is not None and not self._applying:
             self._add(again)
+
+    def _end_removed(self, tenant: Tenant, scheduler: Scheduler) -> None:
+        error = ModelUnavailableError(
+            f"The model {tenant.spec.name!r} was removed from this worker, and this request was "
+            f"not done within {REMOVAL_SECONDS:.0f} s. Send it again.",
+            param="model",
+            retry_after_seconds=5,
+        )
+        for sequence in list(scheduler):
+            end_early(tenant, scheduler, sequence, now=self.clock.now(), error=error)
 
     # -- state ---------------------------------------------------------------------------------
 

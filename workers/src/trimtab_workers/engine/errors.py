@@ -38,6 +38,12 @@ class EngineError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class UnexpectedError(EngineError):
+    """Something failed that nobody foresaw; a bug, whose cause is in the worker's log."""
+
+    code = "unexpected_error"
+
+
 class InvalidRequestError(EngineError):
     """A field of the request has a value that cannot be served; change the request."""
 

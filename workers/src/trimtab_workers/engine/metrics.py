@@ -289,6 +289,12 @@ class ModelMetrics:
         self._g["vllm:kv_cache_usage_perc"].set(usage)
         self._g["vllm:gpu_cache_usage_perc"].set(usage)
 
+    def gone(self) -> None:
+        """Show that the model holds nothing any more."""
+        self.load(running=0, waiting=0, reason="capacity", usage=0.0, capacity_tokens=0)
+        for name in ("kv_reachable_tokens", "hidden_bound_layers", "remap_alpha"):
+            self._g[f"trimtab_engine_{name}"].set(0)
+
     def step(self, plan: StepPlan, *, seconds: float, context_tokens: int) -> None:
         """Count one step."""
         tokens = len(plan.decode) + sum(row.count for row in plan.prefill)

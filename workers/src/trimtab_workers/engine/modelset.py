@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trimtab_workers.engine import boot
 from trimtab_workers.engine.arena import homes_of
 from trimtab_workers.engine.errors import EngineError, OutOfMemoryError, SlabMismatchError
+from trimtab_workers.engine.faults import attempt
 from trimtab_workers.engine.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Joining:
 
     Args:
         post: Runs a callable on the engine's thread.
+        fail: Ends a model, with all that it holds.
         joined: Called there when the model is Resident or Failed.
     """
 
@@ -43,6 +45,7 @@ class Joining:
         backend: Backend,
         config: EngineConfig,
         post: Callable[[Callable[[], None]], None],
+        fail: Callable[[Tenant, EngineError], None],
         joined: Callable[[Tenant], None],
     ) -> None:
         self._tenant = tenant
@@ -50,13 +53,17 @@ class Joining:
         self._backend = backend
         self._config = config
         self._post = post
+        self._fail = fail
         self._joined = joined
         self._fixed_slab: int | None = None
         self._ranks = Ranks()  # models join only where there are no others
 
     def start(self) -> None:
         """Open the model's files in a thread of their own."""
-        self._run(self._open)
+        tenant = self._tenant
+        problem = attempt(lambda: self._run(self._open), what=f"Model {tenant.spec.name}: opening")
+        if problem is not None:
+            self._end(problem)
 
     def _run(self, work: Callable[[], None]) -> None:
         self._tenant.loader = threading.Thread(
@@ -65,23 +72,22 @@ class Joining:
         self._tenant.loader.start()
 
     def _open(self) -> None:
-        if boot.open_tenant(self._tenant, self._ranks):
-            self._post(self._place)
-        else:
-            self._post(lambda: self._end(None))
+        opened = boot.open_tenant(self._tenant, self._ranks)
+        self._post(self._place if opened else lambda: self._end(None))
 
     def _place(self) -> None:
-        tenant, arena = self._tenant, self._balance.arena
+        tenant = self._tenant
         if tenant.drain_until_seconds is not None:
             self._end(None)  # removed while its files were opened
             return
-        try:
+
+        def begin() -> None:
             self._fixed_slab = place(tenant, self._balance, config=self._config)
-        except EngineError as error:
-            boot.give_up(tenant, arena, error)
-            self._end(None)
-        else:
             self._run(self._read)
+
+        problem = attempt(begin, what=f"Model {tenant.spec.name}: finding it a place")
+        if problem is not None:
+            self._end(problem)
 
     def _read(self) -> None:
         problem = boot.read_weights(
@@ -90,31 +96,32 @@ class Joining:
         self._post(lambda: self._end_read(problem))
 
     def _end_read(self, problem: EngineError | None) -> None:
+        self._end(
+            problem
+            or attempt(self._open_scheduler, what=f"Model {self._tenant.spec.name}: joining")
+        )
+
+    def _open_scheduler(self) -> None:
         tenant, arena = self._tenant, self._balance.arena
-        if problem is None:
-            try:
-                boot.settle_weights(tenant, arena)
-                boot.open_scheduler(
-                    tenant,
-                    arena,
-                    self._backend,
-                    slabs=_spare(arena, self._balance.tenants),
-                    config=self._config,
-                    ranks=self._ranks,
-                )
-            except EngineError as error:
-                problem = error
-        self._end(problem)
+        boot.settle_weights(tenant, arena)
+        boot.open_scheduler(
+            tenant,
+            arena,
+            self._backend,
+            slabs=_spare(arena, self._balance.tenants),
+            config=self._config,
+            ranks=self._ranks,
+        )
+        if tenant.state == "Loading":
+            tenant.set_state("Resident")
+            boot.hand_out([tenant], arena, self._balance.mover, self._config)
+            log.info("model_added", extra={"model": tenant.spec.name})
 
     def _end(self, problem: EngineError | None) -> None:
         tenant = self._tenant
         tenant.loader = None
         if problem is not None:
-            boot.give_up(tenant, self._balance.arena, problem)
-        elif tenant.scheduler is not None and tenant.state == "Loading":
-            tenant.set_state("Resident")
-            boot.hand_out([tenant], self._balance.arena, self._balance.mover, self._config)
-            log.info("model_added", extra={"model": tenant.spec.name})
+            self._fail(tenant, problem)
         self._joined(tenant)
 
 

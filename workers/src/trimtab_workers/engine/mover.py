@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trimtab.planning.remap import streamed_layers
-from trimtab_workers.engine.errors import EngineError
+from trimtab_workers.engine.faults import attempt
 from trimtab_workers.engine.ops import Compact, Grow, Lend, Load, Preempt, SetAlpha
 from trimtab_workers.engine.streaming import Ring, UnitGate, choose_slots
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.arena import Arena
     from trimtab_workers.engine.backend import Backend
     from trimtab_workers.engine.clock import Clock
+    from trimtab_workers.engine.errors import EngineError
     from trimtab_workers.engine.metrics import EngineMetrics
     from trimtab_workers.engine.ops import Op
     from trimtab_workers.engine.scheduler import Swap
@@ -38,7 +40,8 @@ class Mover:
     the first prefill follows behind them, unit by unit (`UnitGate`).
 
     Args:
-        fail: Called with a model whose weights came back damaged.
+        fail: Called with a model for which something could not be done, as when its weights came
+            back damaged.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Mover:
         self._tenants = tenants
         self._clock = clock
         self._metrics = metrics
-        self._fail = fail
+        self.fail = fail
         self._loads: deque[Load] = deque()
         self.switch_seconds: deque[float] = deque(maxlen=_SWITCH_SAMPLES)
         self.counts = dict.fromkeys(
@@ -65,31 +68,47 @@ class Mover:
         self.link_bytes: dict[str, int] = {}
 
     def run(self, ops: Iterable[Op]) -> bool:
-        """Carry out orders, then a step's worth of loads; True if anything was done."""
+        """Carry out orders, then a step's worth of loads; True if anything was done.
+
+        Where one goes wrong its model fails, and the orders after it are dropped: they were given
+        for another arena than there is now.
+        """
         worked = False
         for op in ops:
             worked = True
-            self._one(op)
+            if not self._one(op):
+                break
         return self._load_some() or worked
 
-    def _one(self, op: Op) -> None:
+    def _one(self, op: Op) -> bool:
+        """Carry out an order; False if a model failed at it."""
+        if isinstance(op, Lend):
+            owner, borrower = self._tenants[op.owner], self._tenants[op.borrower]
+            return self._for_tenant(owner, partial(self._give, owner, op)) and self._for_tenant(
+                borrower, partial(self._receive, borrower, owner.homes[op.unit])
+            )
+        tenant = self._tenants[op.owner if isinstance(op, Load) else op.model]
+        return self._for_tenant(tenant, partial(self._for_one, tenant, op))
+
+    def _for_tenant(self, tenant: Tenant, work: Callable[[], object]) -> bool:
+        """Do something for one model, which fails if it goes wrong: then False."""
+        problem = attempt(work, what=f"Model {tenant.spec.name}: moving its slabs or weights")
+        if problem is not None:
+            self.fail(tenant, problem)
+        return problem is None
+
+    def _for_one(self, tenant: Tenant, op: Op) -> None:
         match op:
             case Grow():
-                self.grow(self._tenants[op.model], op.slab)
-            case Lend():
-                self._lend(op)
+                self.grow(tenant, op.slab)
             case Compact():
-                self.vacate(self._tenants[op.model], op.slab)
+                self.vacate(tenant, op.slab)
             case Preempt():
-                self._preempt(self._tenants[op.model], to_host=op.to_host)
+                self._preempt(tenant, to_host=op.to_host)
             case Load():
                 self._order_load(op)
             case SetAlpha():
-                tenant = self._tenants[op.model]
-                try:
-                    self.set_alpha(tenant, op.alpha, slots=op.slots)
-                except EngineError as error:
-                    self._fail(tenant, error)
+                self.set_alpha(tenant, op.alpha, slots=op.slots)
 
     # -- KV ------------------------------------------------------------------------------------
 
@@ -174,12 +193,10 @@ class Mover:
 
     # -- weights -------------------------------------------------------------------------------
 
-    def _lend(self, op: Lend) -> None:
-        owner, borrower = self._tenants[op.owner], self._tenants[op.borrower]
+    def _give(self, owner: Tenant, op: Lend) -> None:
         self._arrive(owner, op.unit)
         for slab in owner.homes[op.unit]:
             self.arena.change(slab, "kv", model=op.borrower)
-            self._adopt(borrower, slab)
         owner.units[op.unit] = "lent"
         self.counts["lends"] += 1
         owner.metrics.remapped("lend")
@@ -188,6 +205,10 @@ class Mover:
             log.info("model_lent", extra={"model": op.owner, "borrower": op.borrower})
         else:
             owner.show_state()
+
+    def _receive(self, borrower: Tenant, home: Iterable[int]) -> None:
+        for slab in home:
+            self._adopt(borrower, slab)
 
     def _order_load(self, op: Load) -> None:
         owner = self._tenants[op.owner]
@@ -220,14 +241,14 @@ class Mover:
             if owner is None or owner.copy is None or owner.state == "Failed":
                 continue
             budget -= owner.unit_bytes
-            try:
-                self._load(owner, op)
-            except EngineError as error:
-                self._fail(owner, error)
+            self._for_tenant(owner, partial(self._load, owner, op))
         for tenant in self._tenants.values():
-            self.arrive_all(tenant)
-            self._finish_wake(tenant)
+            self._for_tenant(tenant, partial(self._note_arrivals, tenant))
         return began
+
+    def _note_arrivals(self, tenant: Tenant) -> None:
+        self.arrive_all(tenant)
+        self._finish_wake(tenant)
 
     def _load(self, owner: Tenant, op: Load) -> None:
         if owner.copy is None:
@@ -288,8 +309,10 @@ class Mover:
         self._show_gate(tenant)
 
     def forget(self, tenant: Tenant) -> None:
-        """Drop what is queued for a model that goes."""
+        """Drop what is queued for a model that goes, and wait for what is on its way."""
         self._loads = deque(op for op in self._loads if op.owner != tenant.spec.name)
+        if tenant.gate is not None:
+            tenant.gate.finish()  # its slabs may be another's before the bytes have come
 
     # -- streaming -----------------------------------------------------------------------------
 

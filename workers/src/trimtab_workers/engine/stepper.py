@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trimtab_workers.engine.config import BLOCK_TOKENS
 from trimtab_workers.engine.errors import BatchFailedError
+from trimtab_workers.engine.faults import attempt
 from trimtab_workers.engine.sampling import NanLogitsError
 from trimtab_workers.engine.tenants import FAILURES_UNTIL_FAILED
 from trimtab_workers.engine.types import Output, Timings, TokenLogprob
@@ -33,6 +35,9 @@ def step(tenant: Tenant, clock: Clock, *, mover: Mover | None = None) -> bool:
         tenant: The model.
         clock: The engine's.
         mover: Makes the plan's copies; needed where blocks may be swapped.
+
+    Raises:
+        BatchFailedError: The third batch in a row has failed; the model is to be failed.
     """
     scheduler, runner = tenant.scheduler, tenant.runner
     if scheduler is None or runner is None or not scheduler.has_work:
@@ -57,7 +62,11 @@ def step(tenant: Tenant, clock: Clock, *, mover: Mover | None = None) -> bool:
         scheduler.commit(row)
     now = clock.now()
     for sequence, sampled in result.sampled:
-        _accept(tenant, scheduler, sequence, sampled, now)
+        what = f"Request {sequence.request.request_id}: turning a token into text"
+        work = partial(_accept, tenant, scheduler, sequence, sampled, now)
+        problem = attempt(work, what=what)
+        if problem is not None:
+            end_early(tenant, scheduler, sequence, now=now, error=problem)
     _count(tenant, scheduler, plan, began=began, now=clock.now())
     return True
 
@@ -204,6 +213,20 @@ def end_early(
     )
 
 
+def refuse(tenant: Tenant, sequence: Sequence, *, now: float, error: EngineError) -> None:
+    """Answer a request of a model that failed; its blocks go with the model's slabs."""
+    sequence.sink(
+        Output(
+            request_id=sequence.request.request_id,
+            prompt_tokens=sequence.prompt_length,
+            cached_tokens=sequence.cached_tokens,
+            timings=timings(sequence, now),
+            error=error,
+        )
+    )
+    tenant.metrics.finished(sequence, reason="error", now=now)
+
+
 def _fail(
     tenant: Tenant,
     *,
@@ -228,8 +251,6 @@ def _fail(
         end_early(tenant, scheduler, row.sequence, now=clock.now(), error=error)
     scheduler.blocks.check()
     tenant.failures += 1
-    if tenant.failures >= FAILURES_UNTIL_FAILED:
-        tenant.set_state("Failed", error)
-        for sequence in list(scheduler):
-            end_early(tenant, scheduler, sequence, now=clock.now(), error=error)
     show_load(tenant, scheduler)
+    if tenant.failures >= FAILURES_UNTIL_FAILED:
+        raise error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from trimtab_workers.engine.arena import UnitShape
 from trimtab_workers.engine.config import BLOCK_TOKENS
+from trimtab_workers.engine.faults import without_frames
 from trimtab_workers.engine.kv import KvLayout
 from trimtab_workers.engine.models.llama import fixed_bytes, layer_bytes
 from trimtab_workers.engine.windows import StepWindows
@@ -53,6 +54,7 @@ class Tenant:
         decode_steps: (end, seconds) of its last decode-only steps.
         lacks: What the policy promises and this model does not have, with the reason.
         failures: Failed batches in a row; three make the model Failed.
+        served: Whether it was Resident once.
     """
 
     spec: ModelSpec
@@ -65,6 +67,7 @@ class Tenant:
     runner: Runner | None = None
     max_model_len: int = 0
     failures: int = 0
+    served: bool = False
     drain_until_seconds: float | None = None
     model: LlamaModel | None = None
     windows: StepWindows = field(default_factory=StepWindows)
@@ -109,15 +112,17 @@ class Tenant:
         log.warning("policy_off", extra={"model": self.spec.name, "what": what, "reason": reason})
 
     def let_go(self) -> None:
-        """Drop everything that holds memory."""
+        """Drop everything that holds memory, and all that it counted on."""
         self.scheduler = self.runner = self.model = None
         self.copy = self.host_blocks = self.gate = None
         self.homes, self.units, self.slots = [], [], ()
+        self.floor_slabs = self.fixed_outside = self.alpha = 0
+        self.wake_began_seconds = None
 
     @property
     def failed_serving(self) -> bool:
         """Whether it was Resident once and failed later; one that failed to load never was."""
-        return self.state == "Failed" and self.scheduler is not None
+        return self.state == "Failed" and self.served
 
     @property
     def shape(self) -> LlamaShape:
@@ -165,7 +170,9 @@ class Tenant:
 
     def set_state(self, state: TenantState, error: EngineError | None = None) -> None:
         """Change the state, with the reason if it is Failed."""
-        self.state, self.error = state, error
+        self.state = state
+        self.error = None if error is None else without_frames(error)
+        self.served |= state == "Resident"
         self.show_state()
 
     def show_state(self) -> None:
