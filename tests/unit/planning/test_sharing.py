@@ -386,3 +386,11 @@ def test_a_member_whose_volume_lies_apart_leaves_a_group_that_runs():
     )  # fmt: skip
     assert plans["a"].group.members == ("uid-a",)
     assert plans["b"].group.members == ("uid-b",)
+
+
+def test_a_group_knows_the_disk_of_its_members_host_copies():
+    """Each member's weights are kept in a file, and so are those of whoever joins."""
+    one = planned(shared("a"), headroom_models=0)["a"].group
+    assert one.host_bytes == one.least_host_bytes > 0
+    pair = planned(shared("a"), shared("b", age=1), headroom_models=1)["b"].group
+    assert (pair.least_host_bytes, pair.host_bytes) == (2 * one.host_bytes, 3 * one.host_bytes)

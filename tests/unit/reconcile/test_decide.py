@@ -401,6 +401,7 @@ def test_a_groups_roll_without_room_names_the_memory_that_the_group_needs() -> N
         max_seqs=8,
         max_batch_tokens=512,
         drain_seconds=45,
+        host_bytes=567 * 2**20,
     )
     own = placed(an_observed()).deployment
     assert own is not None
@@ -411,7 +412,8 @@ def test_a_groups_roll_without_room_names_the_memory_that_the_group_needs() -> N
         unschedulable="0/1 nodes are available: 1 Insufficient memory.",
     )
     seen = an_observed(deployment=group, pods=(new,), unplaced=Unplaced(long=frozenset({"new"})))
-    assert "1234Mi of free memory" in conditions(decide(seen, settings=SETTINGS))["Placed"].message
+    message = conditions(decide(seen, settings=SETTINGS))["Placed"].message
+    assert "one more with 1234Mi of free memory and 567Mi of free disk." in message
 
 
 def test_model_sets_stay_while_the_deployment_rolls() -> None:

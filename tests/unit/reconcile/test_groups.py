@@ -57,6 +57,8 @@ def a_group_plan(*names: str, **changes: Any) -> GroupPlan:
         "max_batch_tokens": 512,
         "slowest_tpot_us": 20_000,
         "advice": ADVICE,
+        "host_bytes": 600 * MIB,
+        "least_host_bytes": 300 * MIB,
     }
     return GroupPlan(**(fields | changes))
 
@@ -202,6 +204,7 @@ def test_a_joiner_owns_everything_before_it_is_in_the_set() -> None:
         ({}, {"source": a_source(claim="others")}),
         ({"least_arena_bytes": 1001 * MIB}, {}),
         ({"least_memory_bytes": 2001 * MIB}, {}),
+        ({"least_host_bytes": 601 * MIB}, {}),
         ({"max_model_len": 4096}, {}),
     ],
 )
@@ -214,6 +217,38 @@ def test_what_the_worker_cannot_take_in_rolls_it(plan: Any, member: Any) -> None
     old = of_kind(first, "ConfigMap")["metadata"]["name"]
     assert of_kind(found, "ConfigMap")["metadata"]["name"] != old
     assert not found.deletions, "old pods read their set until they are gone"
+
+
+def disk(found: GroupStep) -> str | None:
+    (worker,) = of_kind(found, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert "ephemeral-storage" not in worker["resources"]["limits"]
+    asked: str | None = worker["resources"]["requests"].get("ephemeral-storage")
+    return asked
+
+
+def test_a_group_asks_for_the_disk_of_its_host_copies() -> None:
+    """Files that nobody asked room for make a pod the first to go where a node's disk fills up."""
+    first, running = one_running()
+    assert disk(first) == "664Mi"
+    plan = a_group_plan("a", "b", host_bytes=900 * MIB, least_host_bytes=600 * MIB)
+    joined = step(a_group(plan, a_member("a", plan), a_member("b", plan), **running))
+    assert (rolled(joined), disk(joined)) == (rolled(first), "664Mi")
+
+
+def test_a_group_of_an_older_release_goes_on_without_that_request() -> None:
+    """A roll-out that was kept before says nothing of disk, and that alone is no reason to roll."""
+    plan = a_group_plan("a", host_bytes=0)
+    first = step(a_group(plan, a_member("a", plan)))
+    assert disk(first) is None
+    text = json.loads(of_kind(first, "Deployment")["metadata"]["annotations"][ANNOTATION])
+    del text["host_bytes"]
+    running = placed(first)
+    running["deployment"] = dataclasses.replace(
+        running["deployment"], annotations={ANNOTATION: json.dumps(text)}
+    )
+    wanted = a_group_plan("a")
+    found = step(a_group(wanted, a_member("a", wanted), **running))
+    assert (rolled(found), disk(found)) == (rolled(first), None)
 
 
 def test_a_model_that_changes_in_place_rolls_the_group() -> None:

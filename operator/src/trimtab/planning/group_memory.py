@@ -38,6 +38,8 @@ class GroupMemory:
         total: The pod's memory request.
         least_arena: The arena without room for models that may join.
         least_total: The request without that room.
+        host: Host copies, which are files on the node's disk, with room for models that may join.
+        least_host: Host copies without that room.
         waste: Share of a model's weight slabs that holds nothing, beyond what it would waste in an
             arena of its own; of the model that loses most.
     """
@@ -46,6 +48,8 @@ class GroupMemory:
     total: int
     least_arena: int
     least_total: int
+    host: int
+    least_host: int
     waste: float
 
     def arena_within(self, total: int) -> int:
@@ -100,6 +104,8 @@ def group_memory(
         total=_with_reserve(least_arena + room + host + room_host + overhead, policy),
         least_arena=least_arena,
         least_total=_with_reserve(least_arena + host + overhead, policy),
+        host=host + room_host,
+        least_host=host,
         waste=max(
             _waste([m.shape], slab) - _waste([m.shape], choose_slab([m.shape])) for m in members
         ),

@@ -189,6 +189,8 @@ class GroupPlan:
         max_batch_tokens: Token budget of a step.
         slowest_tpot_us: Longest predicted time per output token.
         advice: Whether idle members lend their weights; keys of ``lend_units`` are uids.
+        host_bytes: Host copies of weights, files on the node's disk, with room for models that join.
+        least_host_bytes: Host copies of these members.
     """
 
     id: str
@@ -203,6 +205,8 @@ class GroupPlan:
     max_batch_tokens: int
     slowest_tpot_us: int
     advice: RemapAdvice
+    host_bytes: int = 0
+    least_host_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,6 +118,8 @@ def group_plan(worker: SharedWorker, *, size: int) -> GroupPlan:
         max_batch_tokens=option.max_batch_tokens,
         slowest_tpot_us=max(o.predicted.tpot.mean_us for o in options),
         advice=chosen.advice,
+        host_bytes=memory.host,
+        least_host_bytes=memory.least_host,
     )
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 TMP: Final = "/tmp"  # noqa: S108 - a path inside the container, an emptyDir of its own
 _MEBIBYTE: Final = 2**20
+_LOGS_BYTES: Final = 64 * _MEBIBYTE
+"""What a container writes beside its files; kubelets rotate logs at 5 x 10 MiB."""
 
 
 def container_security() -> Manifest:
@@ -27,11 +29,20 @@ def container_security() -> Manifest:
 
 
 def resources(
-    *, threads: int, memory_bytes: int, memory_limit_bytes: int | None = None
+    *,
+    threads: int,
+    memory_bytes: int,
+    memory_limit_bytes: int | None = None,
+    disk_bytes: int = 0,
 ) -> Manifest:
-    """Return requests and limits: a tenth of the threads is requested, so that a roll can overlap."""
+    """Return requests and limits: a tenth of the threads is requested, so that a roll can overlap.
+
+    Files in `/tmp` are requested too, or a node that runs out of disk would evict their pod first.
+    They have no limit: downloads count as well, and whoever passes a limit is evicted.
+    """
+    disk = {"ephemeral-storage": mebibytes(disk_bytes + _LOGS_BYTES)} if disk_bytes else {}
     return {
-        "requests": {"cpu": f"{100 * threads}m", "memory": mebibytes(memory_bytes)},
+        "requests": {"cpu": f"{100 * threads}m", "memory": mebibytes(memory_bytes), **disk},
         "limits": {
             "cpu": str(threads),
             "memory": mebibytes(memory_limit_bytes or memory_bytes),

@@ -235,6 +235,7 @@ def _placed(
         home=_home(group, served),
         threads=rollout.threads,
         memory_bytes=rollout.memory_bytes,
+        host_bytes=rollout.host_bytes,
         drain_seconds=rollout.drain_seconds,
         nodes=rollout.nodes,
         mounted=mount_shared(

@@ -38,6 +38,7 @@ class GroupRollout:
         shaped_for: Entries of the models that the arena's slabs were chosen for.
         volumes: Sources that are mounted, as canonical JSON; they stay when their intent leaves.
         members: By uid.
+        host_bytes: Of the node's disk, for host copies; 0 where an older release wrote this.
     """
 
     product: str
@@ -53,6 +54,7 @@ class GroupRollout:
     shaped_for: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     members: Mapping[str, Joined] = field(default_factory=dict)
+    host_bytes: int = 0
 
     def to_json(self) -> str:
         """Return the annotation's text."""
@@ -92,6 +94,7 @@ def _sane(rollout: GroupRollout) -> bool:
         rollout.max_seqs,
         rollout.max_batch_tokens,
         rollout.drain_seconds,
+        rollout.host_bytes,
     )
     words = (rollout.product, rollout.cpu_model)
     texts = (*words, *rollout.nodes, *rollout.shaped_for, *rollout.volumes)
@@ -169,6 +172,7 @@ def next_rollout(
         shaped_for=present.entries,
         volumes=present.volumes,
         members=present.members,
+        host_bytes=plan.host_bytes,
     )
     if before is None:
         return after
@@ -194,6 +198,7 @@ def _suffices(plan: GroupPlan, before: GroupRollout, after: GroupRollout) -> boo
         and set(after.volumes) <= set(before.volumes)
         and before.arena_bytes >= slack * plan.least_arena_bytes
         and growth * before.memory_bytes >= plan.least_memory_bytes
+        and (not before.host_bytes or growth * before.host_bytes >= plan.least_host_bytes)
         and before.max_model_len >= _SLACK * after.max_model_len
         and before.max_seqs >= _SLACK * after.max_seqs
     )

@@ -71,6 +71,7 @@ class Worker:
         replicas: None leaves the field to another manager.
         several: Whether there is more than one replica, so that a disruption can be bounded.
         rollout: Text of the annotation that the roll-out is read back from.
+        host_bytes: Files below `/tmp` that its engine keeps; 0 where it keeps none.
     """
 
     home: Home
@@ -83,6 +84,7 @@ class Worker:
     several: bool
     rollout: str
     settings: Settings
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +259,9 @@ def pod_template(worker: Worker) -> Manifest:
         defaults=settings.pod_defaults,
         image=settings.image,
         command=command,
-        limits=resources(threads=threads, memory_bytes=worker.memory_bytes),
+        limits=resources(
+            threads=threads, memory_bytes=worker.memory_bytes, disk_bytes=worker.host_bytes
+        ),
         env=(
             _field("TRIMTAB_POD_NAME", "metadata.name"),
             _field("TRIMTAB_POD_UID", "metadata.uid"),

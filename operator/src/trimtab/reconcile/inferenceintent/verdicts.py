@@ -225,10 +225,12 @@ def _stuck(observed: ObservedIntent, deployment: DeploymentRecord) -> PodRecord 
 
 def _room(deployment: DeploymentRecord) -> str:
     """Say what would let the pod be scheduled."""
-    rollout = of_annotations(deployment.annotations) or GroupRollout.from_json(
-        deployment.annotations.get(ANNOTATION, "")
-    )
+    own = of_annotations(deployment.annotations)
+    shared = GroupRollout.from_json(deployment.annotations.get(ANNOTATION, ""))
+    rollout = own or shared
     size = f" with {mebibytes(rollout.memory_bytes)} of free memory" if rollout else ""
+    if shared is not None and shared.host_bytes:
+        size += f" and {mebibytes(shared.host_bytes)} of free disk"
     serving = " Old replicas serve until then." if deployment.available_replicas else ""
     return (
         " New replicas start beside old ones, so that no request is lost: one node needs room for "

@@ -1,8 +1,10 @@
 """A model's layers in host memory, byte for byte as they lie in its homes (engine.md §2.7).
 
-One file per model in the folder for temporary files, without a name, mapped privately: once written
-back, its pages are clean and the kernel drops them when memory is short. A memfd would not do: its
-pages have no file behind them and stay. Nothing is lent without such a copy.
+One file per model in the folder for temporary files, without a name, mapped shared and writable, for
+the copy is made through the mapping: once written back, its pages are clean and the kernel drops
+them when memory is short. After `seal` nobody writes to it, and each unit's checksum would tell. A
+private mapping would not do: pages written to it are the process's own and stay, and so are a
+memfd's, which have no file behind them. Nothing is lent without such a copy.
 """
 
 from __future__ import annotations
