@@ -196,13 +196,16 @@ class Arena:
         slab.state = state
         slab.model = None if state == "free" else model or slab.model
 
-    def claim_homes(self, model: str, *, homes: int, slabs_per_home: int) -> list[int]:
+    def claim_homes(
+        self, model: str, *, homes: int, slabs_per_home: int, at: Sequence[int] | None = None
+    ) -> list[int]:
         """Make free slabs of the pool the homes of a model's units; they stay free.
 
         Args:
             model: Its name.
             homes: Number of homes; home i is unit i.
             slabs_per_home: Adjacent slabs that make one home.
+            at: First slab of each home; the first ones that are free if it is left out.
 
         Returns:
             The first slab of each home.
@@ -210,7 +213,10 @@ class Arena:
         Raises:
             OutOfMemoryError: Too few free slabs, or too few adjacent ones; nothing was taken.
         """
-        starts = self._runs(homes, slabs_per_home)
+        if at is None:
+            starts = self._runs(homes, slabs_per_home)
+        else:
+            starts = [start for start in at if self._vacant(start, slabs_per_home)]
         if len(starts) < homes:
             need = homes * slabs_per_home
             free = sum(slab.state == "free" and slab.home is None for slab in self._slabs)
@@ -227,30 +233,30 @@ class Arena:
         starts: list[int] = []
         index = 0
         while len(starts) < count and index + length <= len(self._slabs):
-            run = self._slabs[index : index + length]
-            if all(slab.state == "free" and slab.home is None for slab in run):
+            if self._vacant(index, length):
                 starts.append(index)
                 index += length
             else:
                 index += 1
         return starts
 
-    def claim_fixed(self, model: str, *, slabs: int) -> int:
-        """Take adjacent free slabs of the pool for a fixed region; return the first.
+    def _vacant(self, start: int, length: int) -> bool:
+        run = self._slabs[start : start + length]
+        return all(slab.state == "free" and slab.home is None for slab in run)
+
+    def claim_fixed(self, model: str, *, slabs: int, at: int) -> None:
+        """Take adjacent free slabs of the pool, from `at` on, for a fixed region.
 
         Raises:
-            OutOfMemoryError: There are none; nothing was taken.
+            OutOfMemoryError: They are not free; nothing was taken.
         """
-        starts = self._runs(1, slabs)
-        if not starts:
+        if not self._vacant(at, slabs):
             raise OutOfMemoryError(
                 f"Model {model}: its embedding and norms need {slabs * self.slab_bytes} bytes ({slabs} "
-                f"adjacent slabs), but {self.free * self.slab_bytes} bytes ({self.free} slabs) are free, "
-                "not side by side. Raise memory_bytes."
+                f"adjacent slabs), but those from {at} on could not be emptied. Raise memory_bytes."
             )
-        for slab in self._slabs[starts[0] : starts[0] + slabs]:
+        for slab in self._slabs[at : at + slabs]:
             slab.home, slab.state, slab.model = (model, FIXED), "weight", model
-        return starts[0]
 
     def release(self, model: str) -> None:
         """Free all that a model holds; its homes join the pool, whoever has KV there keeps it."""

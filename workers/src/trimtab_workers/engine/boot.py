@@ -128,15 +128,15 @@ def _kv_slabs(tenant: Tenant, config: EngineConfig, slab_bytes: int) -> int:
     return -(-(blocks + reserve) // per_slab)
 
 
-def claim(tenant: Tenant, arena: Arena) -> None:
-    """Give a model's units their homes, which wait for its weights.
+def claim(tenant: Tenant, arena: Arena, *, at: Sequence[int] | None = None) -> None:
+    """Give a model's units their homes, `at` these first slabs, which wait for its weights.
 
     Raises:
         OutOfMemoryError: They do not fit; names bytes needed and free.
     """
     homes = homes_of(tenant.unit, arena.slab_bytes)
     starts = arena.claim_homes(
-        tenant.spec.name, homes=homes.units, slabs_per_home=homes.slabs_per_home
+        tenant.spec.name, homes=homes.units, slabs_per_home=homes.slabs_per_home, at=at
     )
     tenant.layers_per_unit = homes.layers_per_unit
     tenant.homes = [range(start, start + homes.slabs_per_home) for start in starts]

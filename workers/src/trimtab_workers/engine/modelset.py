@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab_workers.engine import boot
@@ -154,13 +155,30 @@ def place(tenant: Tenant, balance: Balance, *, config: EngineConfig) -> int | No
             f"for weights, 1 for KV cache), but {max(0, spare) * size} bytes ({max(0, spare)} slabs) are "
             "free of what they count on. Raise memory_bytes, or lower max_model_len."
         )
-    lengths = ([fixed] if fixed else []) + [homes.slabs_per_home] * homes.units
-    wanted = _choose(arena, balance, lengths)
-    balance.mover.run(balance.controller.clear(balance.view(), wanted))
-    first = arena.claim_fixed(tenant.spec.name, slabs=fixed) if fixed else None
-    boot.claim(tenant, arena)
+    places = choose_places(
+        _costs(arena, balance), fixed=fixed, homes=homes.units, per_home=homes.slabs_per_home
+    )
+    if places is None:
+        beside = f" and {fixed} for embedding and norms" if fixed else ""
+        raise OutOfMemoryError(
+            f"Model {tenant.spec.name} needs {homes.units} times {homes.slabs_per_home} adjacent slabs for "
+            f"its layers{beside}. There are enough slabs of {size} bytes, but weights of other models lie "
+            "between them. Roll the worker, which then lays out all its models anew, or raise memory_bytes."
+        )
+    _empty(balance, places.slabs(fixed=fixed, per_home=homes.slabs_per_home))
+    if places.fixed is not None:
+        arena.claim_fixed(tenant.spec.name, slabs=fixed, at=places.fixed)
+    boot.claim(tenant, arena, at=places.homes)
     tenant.fixed_outside = 0 if fixed else tenant.fixed_bytes
-    return first
+    return places.fixed
+
+
+def _empty(balance: Balance, slabs: Sequence[int]) -> None:
+    """Move what lies in slabs of the pool elsewhere, so that they become free."""
+    for _ in balance.tenants:  # a model that fails at an order takes the orders after it with it
+        if all(balance.arena[slab].state == "free" for slab in slabs):
+            return
+        balance.mover.run(balance.controller.clear(balance.view(), slabs))
 
 
 def fixed_room(balance: Balance, config: EngineConfig) -> int:
@@ -189,28 +207,81 @@ def _check_shape(tenant: Tenant, arena: Arena) -> None:
         )
 
 
-def _choose(arena: Arena, balance: Balance, lengths: Sequence[int]) -> list[int]:
-    """Choose slabs of the pool in runs of the given lengths, those with fewest live blocks first."""
-    costs: dict[int, int] = {}
-    for slab in arena:
-        if slab.home is None and slab.state == "free":
-            costs[slab.index] = 0
+def _costs(arena: Arena, balance: Balance) -> dict[int, int]:
+    """What emptying costs for each slab of the pool that can be emptied: its live blocks, and one."""
+    costs = {slab.index: 0 for slab in arena if slab.home is None and slab.state == "free"}
     for tenant in balance.tenants.values():
         if tenant.scheduler is not None:
             for index, kv in tenant.scheduler.blocks.slabs.items():
                 if not kv.borrowed:
                     costs[index] = 1 + kv.used
-    wanted: list[int] = []
-    for length in lengths:
+    return costs
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """First slabs of a model's fixed region, if the arena holds it, and of its homes."""
+
+    fixed: int | None
+    homes: list[int]
+
+    def slabs(self, *, fixed: int, per_home: int) -> list[int]:
+        """Return all slabs that it takes."""
+        own = [] if self.fixed is None else list(range(self.fixed, self.fixed + fixed))
+        return own + [slab for start in self.homes for slab in range(start, start + per_home)]
+
+
+def choose_places(
+    costs: Mapping[int, int], *, fixed: int, homes: int, per_home: int
+) -> Places | None:
+    """Choose runs of slabs that cost little to empty; None only if there are no such runs.
+
+    Args:
+        costs: Price of each slab that can be had.
+        fixed: Adjacent slabs of the fixed region; 0 for none.
+        homes: Number of homes.
+        per_home: Adjacent slabs of each.
+    """
+    return _cheap(costs, fixed=fixed, homes=homes, per_home=per_home) or _packed(
+        costs, fixed=fixed, homes=homes, per_home=per_home
+    )
+
+
+def _cheap(costs: Mapping[int, int], *, fixed: int, homes: int, per_home: int) -> Places | None:
+    """Take the cheapest run each time, which may cut what the next ones need."""
+    left = dict(costs)
+    starts: list[int] = []
+    for length in ([fixed] if fixed else []) + [per_home] * homes:
         runs = [
             range(start, start + length)
-            for start in costs
-            if all(index in costs for index in range(start, start + length))
+            for start in left
+            if all(index in left for index in range(start, start + length))
         ]
         if not runs:
-            break
-        best = min(runs, key=lambda run: (sum(costs[index] for index in run), run[0]))
+            return None
+        best = min(runs, key=lambda run: (sum(left[index] for index in run), run[0]))
         for index in best:
-            del costs[index]
-        wanted += best
-    return wanted
+            del left[index]
+        starts.append(best[0])
+    return Places(starts[0], starts[1:]) if fixed else Places(None, starts)
+
+
+def _packed(costs: Mapping[int, int], *, fixed: int, homes: int, per_home: int) -> Places | None:
+    """Lay homes end to end, the fixed region where that loses fewest: the most that fit."""
+    gaps: list[list[int]] = []
+    for index in sorted(costs):
+        if gaps and gaps[-1][-1] == index - 1:
+            gaps[-1].append(index)
+        else:
+            gaps.append([index])
+    own = None
+    if fixed:
+        wide = [gap for gap in gaps if len(gap) >= fixed]
+        if not wide:
+            return None
+        gap = min(wide, key=lambda g: len(g) // per_home - (len(g) - fixed) // per_home)
+        own = gap[0]
+        del gap[:fixed]
+    starts = [gap[at] for gap in gaps for at in range(0, len(gap) - per_home + 1, per_home)]
+    starts.sort(key=lambda start: sum(costs[start + offset] for offset in range(per_home)))
+    return Places(own, starts[:homes]) if len(starts) >= homes else None
