@@ -20,7 +20,7 @@ from trimtab_workers.engine.tokenizer import load_tokenizer
 from trimtab_workers.engine.weights.store import open_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from trimtab_workers.engine.backend import Backend
     from trimtab_workers.engine.clock import Clock
@@ -239,12 +239,8 @@ def open_scheduler(
     tenant.floor_slabs = -(-(floor_blocks + 1) // layout.blocks_per_slab)
     host = None
     if config.policy.swap:
-        share = config.swap_bytes
-        if share is None:
-            share = arena.pool() * arena.slab_bytes
-        host = _open_host_tier(
-            tenant, backend, share_bytes=share // len(config.models), layout=layout
-        )
+        share = _swap_bytes(arena, config) // len(config.models)
+        host = _open_host_tier(tenant, backend, share_bytes=share, layout=layout)
     tenant.scheduler = Scheduler(
         DeviceBlockManager(caching=config.prefix_caching),
         model=tenant.spec.name,
@@ -258,6 +254,22 @@ def open_scheduler(
     tenant.runner = backend.runner(
         tenant, layout=layout, zero_block=placeholder, config=config, ranks=ranks
     )
+
+
+def _swap_bytes(arena: Arena, config: EngineConfig) -> int:
+    """Host memory for swapped blocks of all models together."""
+    return arena.pool() * arena.slab_bytes if config.swap_bytes is None else config.swap_bytes
+
+
+def share_swap(tenants: Iterable[Tenant], arena: Arena, config: EngineConfig) -> None:
+    """Split swap space evenly anew, after a model came or went; none gets more than it reserved."""
+    hosts = [
+        (tenant.scheduler.host, tenant.unit.layers * tenant.unit.block_bytes)
+        for tenant in tenants
+        if tenant.scheduler is not None and tenant.scheduler.host is not None
+    ]
+    for host, block_bytes in hosts:
+        host.resize(_swap_bytes(arena, config) // len(hosts) // block_bytes)
 
 
 def _open_host_tier(

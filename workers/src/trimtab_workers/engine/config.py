@@ -141,7 +141,7 @@ class EngineConfig:
         max_batch_tokens: Tokens computed in one step, decode rows included.
         pressure: See `Policy`.
         lend_order: Which idle model lends first: used last, used longest ago, or the largest.
-        swap_bytes: Host memory for swapped blocks of all models; None is as much as the home KV
+        swap_bytes: Host memory for swapped blocks of all models, in even shares; None is as much as the home KV
             pool. Taken as it is used.
         slots: Slabs through which a model's units stream, 1 or 2; 0 lets the slot rule decide.
         native: Whether the C kernels may be used where they apply; no field of a model set.

@@ -447,6 +447,8 @@ class Engine:
         ):
             balance.arena.release(name)
         tenant.let_go()
+        if balance is not None:
+            boot.share_swap(self._tenants.values(), balance.arena, self.config)
         tenant.metrics.gone()
         self._post(memory.give_back)  # when nobody up the stack holds a tensor any more
 

@@ -374,43 +374,56 @@ class HostBlockManager:
     """Places for blocks in host memory: swapped sequences, and evicted prefixes while there is room.
 
     A place holds all layers of one block side by side, so that it leaves and comes in one piece.
+
+    Attributes:
+        places: All that were reserved.
+        capacity: How many of them may be filled; fewer while models that joined have their share.
     """
 
-    __slots__ = ("_cached", "_free", "capacity")
+    __slots__ = ("_cached", "_free", "capacity", "places", "used")
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._free = list(range(capacity - 1, -1, -1))
+    def __init__(self, places: int) -> None:
+        self.places = self.capacity = places
+        self.used = 0
+        self._free = list(range(places - 1, -1, -1))
         self._cached: OrderedDict[bytes, int] = OrderedDict()
+
+    def resize(self, capacity: int) -> None:
+        """Change how many places may be filled; sequences keep theirs, cached prefixes make way."""
+        self.capacity = min(capacity, self.places)
+        while self._cached and self.used + len(self._cached) > self.capacity:
+            self._free.append(self._cached.popitem(last=False)[1])
 
     @property
     def available(self) -> int:
         """Places for a sequence; cached prefixes make way."""
-        return len(self._free) + len(self._cached)
-
-    @property
-    def used(self) -> int:
-        """Places that swapped sequences hold."""
-        return self.capacity - self.available
+        return max(0, self.capacity - self.used)
 
     def allocate(self, count: int) -> list[int] | None:
         """Take places; None if there are too few."""
         if count > self.available:
             return None
-        return [
-            self._free.pop() if self._free else self._cached.popitem(last=False)[1]
-            for _ in range(count)
-        ]
+        taken = []
+        for _ in range(count):
+            taken.append(self._next())
+            self.used += 1
+        return taken
 
-    def release(self, places: Iterable[int]) -> None:
-        """Give places back."""
+    def _next(self) -> int:
+        if self.used + len(self._cached) < self.capacity:
+            return self._free.pop()
+        return self._cached.popitem(last=False)[1]
+
+    def release(self, places: Sequence[int]) -> None:
+        """Give a sequence's places back."""
         self._free.extend(places)
+        self.used -= len(places)
 
     def remember(self, key: bytes) -> int | None:
         """Find a place for an evicted prefix block; None if it is there already or all are held."""
         if key in self._cached or not self.available:
             return None
-        place = self._free.pop() if self._free else self._cached.popitem(last=False)[1]
+        place = self._next()
         self._cached[key] = place
         return place
 

@@ -1,0 +1,83 @@
+"""Swap space is shared by the models that there are, and comes back whole when one goes."""
+
+import gc
+import weakref
+
+import pytest
+
+from tests.unit.engine.builders import submit
+from tests.unit.engine.test_remap import ask, check, reload, settle, tenants
+from trimtab_workers.engine.engine import Engine
+from trimtab_workers.engine.errors import UnexpectedError
+from trimtab_workers.engine.kv import HostBlockManager
+
+
+def swap_bytes(engine: Engine) -> dict[str, int]:
+    """Return the bytes that each model may swap out."""
+    return {
+        name: tenant.scheduler.host.capacity * tenant.unit.layers * tenant.unit.block_bytes
+        for name, tenant in engine._tenants.items()
+        if tenant.scheduler is not None
+    }
+
+
+def swap_out(engine: Engine, model: str) -> None:
+    """Load a model until a sequence of its lies in host memory."""
+    for index in range(40):
+        submit(engine, ask(model, f"swap{index}", 60, max_tokens=60))
+    for _ in range(300):
+        engine.clock.advance(0.01)
+        engine.step()
+        if engine.tenant(model).scheduler.host.used:
+            return
+    pytest.fail("nothing was swapped")
+
+
+@pytest.mark.parametrize("ends", ["removed", "failed"])
+@pytest.mark.parametrize("given", [None, 600_000])
+def test_swap_space_comes_back_when_a_model_goes(ends: str, given: int | None):
+    """A model that goes with swapped sequences leaves its share, its memory and no other trace."""
+    engine = tenants("a", kv_slabs=14, pressure="swap", max_model_len=128, swap_bytes=given)
+    before = swap_bytes(engine)
+    reload(engine, "ab")
+    shared = swap_bytes(engine)
+    assert shared.keys() == {"a", "b"}
+    assert min(shared.values()) > 0
+    assert sum(shared.values()) <= before["a"]
+    swap_out(engine, "b")
+    b = engine.tenant("b")
+    held = weakref.ref(b.host_blocks.data)
+    if ends == "failed":
+        engine._fail_tenant(b, UnexpectedError("Broken."))
+    else:
+        reload(engine, "a")
+        engine.clock.advance(31)
+        engine.step()
+    settle(engine)
+    check(engine)
+    gc.collect()
+    assert held() is None
+    assert swap_bytes(engine) == before
+    assert engine.tenant("a").scheduler.host.used == 0
+
+
+def test_a_share_that_shrinks_takes_nothing_from_sequences():
+    """Sequences keep their places, cached prefixes make way, and what is freed stays free."""
+    host = HostBlockManager(6)
+    held = host.allocate(4)
+    assert host.remember(b"one") is not None
+    assert host.remember(b"two") is not None
+    host.resize(3)
+    assert host.find([b"one"]) == host.find([b"two"]) == []
+    assert (host.used, host.available) == (4, 0)
+    assert host.allocate(1) is None
+    assert host.remember(b"three") is None
+    host.release(held[:2])
+    assert (host.used, host.available) == (2, 1)
+    more = host.allocate(1)
+    assert more is not None
+    assert not set(more) & set(held[2:])
+    host.release([*held[2:], *more])
+    host.resize(9)
+    assert host.available == host.capacity == 6
+    assert sorted(host.allocate(6)) == list(range(6))
