@@ -96,6 +96,7 @@ def remap_counts(balance: Balance) -> dict[str, Any]:
     return mover.counts | {
         "thrash_holds": balance.controller.thrash_holds,
         "link_bytes": dict(mover.link_bytes),
+        "compacted_bytes": mover.compacted_bytes,
     }
 
 

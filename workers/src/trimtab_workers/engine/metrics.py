@@ -77,7 +77,10 @@ class EngineMetrics:
             registry=self.registry,
         )
         self.link_bytes = self._counter(
-            "trimtab_engine_link_bytes", "Bytes copied, by way and reason.", "direction", "reason"
+            "trimtab_engine_link_bytes",
+            "Bytes that crossed the link between host and device, by way and reason.",
+            "direction",
+            "reason",
         )
         self.link_stall_seconds = self._counter(
             "trimtab_engine_link_stall_seconds", "Seconds that steps waited for copies.", "reason"
@@ -176,6 +179,7 @@ _COUNTERS = (
     ("vllm:external_prefix_cache_queries", "The same for the host tier."),
     ("vllm:external_prefix_cache_hits", "The same for the host tier."),
     ("trimtab_engine_recomputed_tokens", "Tokens computed again after a preemption."),
+    ("trimtab_engine_compacted_bytes", "Bytes of KV blocks moved inside the arena to free slabs."),
     ("trimtab_engine_model_switches", "Wakes of this model."),
     ("trimtab_engine_decode_only_steps", "Steps that only decoded."),
     ("trimtab_engine_decode_only_seconds", "Their seconds."),
@@ -224,8 +228,12 @@ class ModelMetrics:
         self._all.policy_off.labels(*self._labels, what).set(1)
 
     def moved(self, direction: str, reason: str, size_bytes: int) -> None:
-        """Count a copy."""
+        """Count a copy over the link."""
         self._all.link_bytes.labels(*self._labels, direction, reason).inc(size_bytes)
+
+    def compacted(self, size_bytes: int) -> None:
+        """Count a copy inside the arena."""
+        self._c["trimtab_engine_compacted_bytes"].inc(size_bytes)
 
     def stalled(self, reason: str, seconds: float) -> None:
         """Count what a step waited for a copy."""

@@ -66,6 +66,7 @@ class Mover:
             ("lends", "reverts", "wakes", "alphas", "swaps_out", "swaps_in"), 0
         )
         self.link_bytes: dict[str, int] = {}
+        self.compacted_bytes = 0
 
     def run(self, ops: Iterable[Op]) -> bool:
         """Carry out orders, then a step's worth of loads; True if anything was done.
@@ -440,6 +441,10 @@ class Mover:
 
     def _begun(self, tenant: Tenant, ticket: Ticket) -> Ticket:
         """Count a copy, where it begins: it may be waited for more than once, or never."""
+        if ticket.direction == "d2d":  # it stays inside the arena
+            self.compacted_bytes += ticket.size_bytes
+            tenant.metrics.compacted(ticket.size_bytes)
+            return ticket
         key = f"{ticket.direction}/{ticket.reason}"
         self.link_bytes[key] = self.link_bytes.get(key, 0) + ticket.size_bytes
         tenant.metrics.moved(ticket.direction, ticket.reason, ticket.size_bytes)

@@ -137,6 +137,7 @@ COUNTED = (
     "trimtab_engine_decode_only_seconds_total",
     "trimtab_engine_swaps_total",
     "trimtab_engine_link_bytes_total",
+    "trimtab_engine_compacted_bytes_total",
     "trimtab_engine_link_stall_seconds_total",
     "trimtab_engine_remaps_total",
     "trimtab_engine_reverts_total",
