@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from tests.unit.engine.builders import TINY, a_request, an_engine, run, spy_on_logits, submit
 from trimtab_workers.engine.engine import Engine
+from trimtab_workers.engine.gate import pieces
 from trimtab_workers.engine.linear import BlockedLinear, Linear, _pack_blocks
+from trimtab_workers.engine.models.llama import LlamaModel
 from trimtab_workers.engine.native import library
 from trimtab_workers.engine.native.forward import NativeForward
 from trimtab_workers.engine.sampling import sample
@@ -185,3 +188,76 @@ def test_without_the_library_torch_serves(monkeypatch: pytest.MonkeyPatch):
     assert engine.tenant("m").runner._native is None
     [output] = run(engine, a_request("r", range(50)))
     assert output.tokens == expected.tokens
+
+
+class Doors:
+    """A gate behind which chosen layers have their weights, and NaN before and after.
+
+    Attributes:
+        steps: What the kernels ran and what the gate was told, in order.
+    """
+
+    def __init__(self, model: LlamaModel, cut: set[int]) -> None:
+        self._weights = {
+            index: [
+                (linear.memory[0], linear.memory[0].clone())
+                for layer in [model.layers[index]]
+                for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
+            ]
+            for index in cut
+        }
+        self.steps: list[tuple[str, int, int]] = []
+        for index in cut:
+            self._close(index)
+
+    def _close(self, layer: int) -> None:
+        for memory, _ in self._weights[layer]:
+            memory.fill_(torch.nan)
+
+    def cuts(self, layer: int) -> bool:
+        return layer in self._weights
+
+    def enter(self, layer: int) -> None:
+        self.steps.append(("enter", layer, layer))
+        for memory, kept in self._weights[layer]:
+            memory.copy_(kept)
+
+    def leave(self, layer: int) -> None:
+        self.steps.append(("leave", layer, layer))
+        self._close(layer)
+
+
+def _watch_steps(forward: NativeForward, doors: Doors) -> None:
+    """Have every call of the kernels noted with its first and last layer."""
+    kernels = forward._kernels
+
+    def step(pool: Any, model: Any, step: Any) -> Any:
+        doors.steps.append(("run", step._obj.first, step._obj.last))
+        return kernels.tt_step(pool, model, step)
+
+    forward._kernels = SimpleNamespace(tt_step=step, tt_scratch_bytes=kernels.tt_scratch_bytes)
+
+
+@pytest.mark.parametrize("cut", [{0}, {5}, {2, 3}, {0, 2, 5}, set(range(6))])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_step_that_gates_split_gives_the_same_tokens(cut: set[int], dtype: str):
+    """The kernels read a gated layer only between its enter and leave, and the rest in one piece."""
+    config = TINY | {"num_hidden_layers": 6}
+    requests = [a_request(f"r{i}", range(i, 20 + 9 * i), max_tokens=6) for i in range(3)]
+    expected = run(an_engine(hf_config=config, dtype=dtype), *requests)
+    engine = an_engine(hf_config=config, dtype=dtype)
+    runner, forward = engine.tenant("m").runner, _forward(engine)
+    assert runner is not None
+    doors = Doors(engine.tenant("m").model, cut)
+    _watch_steps(forward, doors)
+    runner.gate = doors
+    found = run(engine, *requests)
+    assert [output.tokens for output in found] == [output.tokens for output in expected]
+    once = []
+    for first, last, waits in pieces(6, doors):
+        ran = ("run", first, last)
+        once += [("enter", first, first), ran, ("leave", first, first)] if waits else [ran]
+    assert [first for kind, first, _ in once if kind == "enter"] == sorted(cut)
+    steps = len(doors.steps) // len(once)
+    assert steps >= 6
+    assert doors.steps == once * steps

@@ -21,6 +21,7 @@ def tenants(
     *,
     kv_slabs: int = 3,
     hf_config: dict = DEEP,
+    dtype: str = "fp32",
     backend: CpuBackend | None = None,
     **settings: object,
 ) -> Engine:
@@ -29,7 +30,7 @@ def tenants(
         ModelSpec(
             name=name,
             path=Path(),
-            dtype="fp32",
+            dtype=dtype,
             random=RandomWeights(hf_config=hf_config, seed=ord(name)),
         )
         for name in names
@@ -156,6 +157,24 @@ def test_every_policy_gives_the_same_answers(
     assert after["slabs_by_owner"]["weights"] == before["slabs_by_owner"]["weights"]
     assert after["kv"]["used_tokens"] == 0
     assert [model["state"] for model in after["models"]] == ["Resident", "Resident"]
+
+
+@pytest.mark.parametrize(("dtype", "kv_slabs"), [("int8", 4), ("int4", 8)])
+@pytest.mark.parametrize("native", [True, False])
+def test_quantised_weights_give_the_same_answers_when_they_move(
+    dtype: str, kv_slabs: int, *, native: bool
+):
+    """Lent, woken and streamed, int8 and int4 weights answer as those that stay."""
+    whole = burst(tenants(kv_slabs=80, dtype=dtype, native=native))
+    expected = [output.tokens for output in whole]
+    assert len({tuple(tokens) for tokens in expected}) == len(expected)
+    for pressure, reason in (("remap-idle", "h2d/wake"), ("static:2", "h2d/stream")):
+        engine = tenants(kv_slabs=kv_slabs, dtype=dtype, native=native, pressure=pressure)
+        outputs = burst(engine)
+        assert [output.tokens for output in outputs] == expected, pressure
+        moved = engine.state()["remap"]["link_bytes"][reason]
+        assert moved > 0
+        assert moved % engine.tenant("a").unit_bytes == 0
 
 
 @pytest.mark.parametrize("pressure", ["remap-idle", "static:2"])
