@@ -5,11 +5,12 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.engine.builders import Collected, submit
+from tests.unit.engine.builders import Collected, an_engine, submit
 from tests.unit.engine.test_remap import ask, burst_of_a, check, reload, settle, tenants
 from trimtab_workers.engine import boot, modelset, stepper
 from trimtab_workers.engine import engine as engines
@@ -263,6 +264,16 @@ def test_a_token_that_has_no_text_ends_its_request(monkeypatch: pytest.MonkeyPat
     assert isinstance(bad[-1].error, UnexpectedError)
     assert len(good.tokens) == 9
     assert states(engine)["b"] == "Resident"
+
+
+def test_a_failed_model_keeps_no_tokenizer(glass_en: Path):
+    """A tokenizer, whose tables are host memory too, goes with the model that failed."""
+    engine = an_engine(glass_en)
+    tenant = engine.tenant("m")
+    held = weakref.ref(tenant.tokenizer)
+    engine._fail_tenant(tenant, UnexpectedError("Broken."))
+    gc.collect()
+    assert held() is None
 
 
 def _three_batches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -429,6 +429,7 @@ class Engine:
         )
         if not tenant.served:
             tenant.checkpoint = None
+        tenant.tokenizer = None
         now = self.clock.now()
         for owner, sequence in list(self._requests.values()):
             if owner is tenant:

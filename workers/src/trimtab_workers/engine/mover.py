@@ -196,8 +196,6 @@ class Mover:
 
     def _give(self, owner: Tenant, op: Lend) -> None:
         self._arrive(owner, op.unit)
-        for slab in owner.homes[op.unit]:
-            self.arena.change(slab, "kv", model=op.borrower)
         owner.units[op.unit] = "lent"
         self.counts["lends"] += 1
         owner.metrics.remapped("lend")
@@ -206,6 +204,8 @@ class Mover:
             log.info("model_lent", extra={"model": op.owner, "borrower": op.borrower})
         else:
             owner.show_state()
+        for slab in owner.homes[op.unit]:  # last: what fails before leaves them the owner's
+            self.arena.change(slab, "kv", model=op.borrower)
 
     def _receive(self, borrower: Tenant, home: Iterable[int]) -> None:
         for slab in home:
