@@ -101,12 +101,14 @@ def _join_with(target: object, name: str) -> Callable[[pytest.MonkeyPatch], None
     [
         _join_with(threading.Thread, "start"),
         _join_with(boot, "open_checkpoint"),
+        _join_with(boot, "open_tenant"),
+        _join_with(boot, "read_weights"),
         _join_with(modelset, "place"),
         _join_with(boot, "claim"),
         _join_with(boot, "open_scheduler"),
         _join_with(boot, "hand_out"),
     ],
-    ids=["thread", "open", "place", "claim", "scheduler", "hand_out"],
+    ids=["thread", "files", "open", "read", "place", "claim", "scheduler", "hand_out"],
 )
 def test_a_fault_while_a_model_joins_fails_that_model(
     monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]

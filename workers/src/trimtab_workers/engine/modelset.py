@@ -73,8 +73,14 @@ class Joining:
         self._tenant.loader.start()
 
     def _open(self) -> None:
-        opened = boot.open_tenant(self._tenant, self._ranks)
-        self._post(self._place if opened else lambda: self._end(None))
+        opened = False
+
+        def work() -> None:
+            nonlocal opened
+            opened = boot.open_tenant(self._tenant, self._ranks)
+
+        problem = attempt(work, what=f"Model {self._tenant.spec.name}: opening its files")
+        self._post(self._place if opened else lambda: self._end(problem))
 
     def _place(self) -> None:
         tenant = self._tenant
@@ -91,9 +97,15 @@ class Joining:
             self._end(problem)
 
     def _read(self) -> None:
-        problem = boot.read_weights(
-            self._tenant, self._backend, policy=self._config.policy, fixed_slab=self._fixed_slab
-        )
+        def work() -> None:
+            problem = boot.read_weights(
+                self._tenant, self._backend, policy=self._config.policy, fixed_slab=self._fixed_slab
+            )
+            if problem is not None:
+                raise problem
+
+        # Whatever happens the engine's thread must hear of it, or the model loads for ever.
+        problem = attempt(work, what=f"Model {self._tenant.spec.name}: reading its weights")
         self._post(lambda: self._end_read(problem))
 
     def _end_read(self, problem: EngineError | None) -> None:
