@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 POLICIES: Final = ("recompute", "swap", "remap-idle")
 PEER: Final = "vllm-static"
-_BLOCK_TOKENS: Final = 16
+# vLLM's attention on CPUs takes blocks of multiples of 32 tokens and no others.
+_BLOCK_TOKENS: Final = 32
 _LEAD_SECONDS: Final = 1.0
 _SETTLE_SECONDS: Final = 15.0
 
@@ -157,7 +158,7 @@ def start_peer(
             context=task.max_model_len,
             seqs=task.max_seqs,
             block_size=_BLOCK_TOKENS,
-            num_gpu_blocks_override=kv_tokens // len(task.tenants) // _BLOCK_TOKENS,
+            num_gpu_blocks_override=-(-kv_tokens // len(task.tenants) // _BLOCK_TOKENS),
             disable_log_stats=False,
         )
     return Policy(sides)
@@ -249,7 +250,7 @@ def _options() -> Any:
     options.add_argument("--peer-python", type=Path, help="Python that has vllm; compares with it")
     options.add_argument("--policies", default=",".join(POLICIES), help="of this engine")
     options.add_argument("--seconds", type=float, default=60.0, help="in which requests arrive")
-    options.add_argument("--rate", type=float, default=6.0, help="requests/s inside a burst")
+    options.add_argument("--rate", type=float, default=8.0, help="requests/s inside a burst")
     options.add_argument("--burst", type=float, default=12.0, help="seconds of a burst")
     options.add_argument("--pause", type=float, default=8.0, help="seconds between bursts")
     options.add_argument(
