@@ -33,6 +33,34 @@ class Curve:
         return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """A piecewise-bilinear function over rising ``xs`` and ``ys``; ``rows`` holds one row per x.
+
+    Before the first x and the first y it is constant; beyond the last ones it keeps the last slope.
+    """
+
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+
+    def at(self, x: float, y: float) -> float:
+        """Return the value at (x, y)."""
+        low, high, part = _between(self.xs, x)
+        left, right, share = _between(self.ys, y)
+        below = self.rows[low][left] + (self.rows[low][right] - self.rows[low][left]) * share
+        above = self.rows[high][left] + (self.rows[high][right] - self.rows[high][left]) * share
+        return below + (above - below) * part
+
+
+def _between(knots: tuple[float, ...], x: float) -> tuple[int, int, float]:
+    """Return the two knots around ``x`` and how far it is from the first to the second."""
+    if x <= knots[0] or len(knots) == 1:
+        return 0, 0, 0.0
+    i = min(bisect.bisect_left(knots, x), len(knots) - 1)
+    return i - 1, i, (x - knots[i - 1]) / (knots[i] - knots[i - 1])
+
+
 def isotonic(values: Sequence[float]) -> list[float]:
     """Return the non-decreasing sequence nearest to ``values`` in least squares.
 
@@ -56,6 +84,42 @@ def rising_curve(points: Sequence[tuple[float, float]]) -> Curve:
         grouped.setdefault(x, []).append(y)
     xs = sorted(grouped)
     return Curve(tuple(xs), tuple(isotonic([sum(grouped[x]) / len(grouped[x]) for x in xs])))
+
+
+def rising_surface(points: Sequence[tuple[float, float, float]]) -> Surface:
+    """Return a surface through (x, y, value) that rises in x and in y.
+
+    Points at the same place are averaged. Rows may lack some of the ys; they are filled in linearly.
+    """
+    grouped: dict[float, dict[float, list[float]]] = {}
+    for x, y, value in points:
+        grouped.setdefault(x, {}).setdefault(y, []).append(value)
+    xs, ys = sorted(grouped), sorted({y for row in grouped.values() for y in row})
+    rows = []
+    for x in xs:
+        known = sorted(grouped[x])
+        row = Curve(tuple(known), tuple(sum(grouped[x][y]) / len(grouped[x][y]) for y in known))
+        rows.append(isotonic([row.at(y) for y in ys]))
+    # Isotonic regression keeps the order of its inputs, so the rows still rise after this.
+    columns = [isotonic(column) for column in zip(*rows, strict=True)]
+    if len(ys) > 1:
+        # One more knot each way, so that what is beyond the grid rises in the other direction too.
+        columns.append(_continued(ys, columns[-2], columns[-1]))
+        ys.append(ys[-1] + 1)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    if len(xs) > 1:
+        rows.append(_continued(xs, rows[-2], rows[-1]))
+        xs.append(xs[-1] + 1)
+    return Surface(tuple(xs), tuple(ys), tuple(tuple(row) for row in rows))
+
+
+def _continued(
+    knots: Sequence[float], before: Sequence[float], last: Sequence[float]
+) -> list[float]:
+    """Return the line one unit past the last knot, with slopes that rise along it."""
+    width = knots[-1] - knots[-2]
+    slopes = isotonic([(z - y) / width for y, z in zip(before, last, strict=True)])
+    return [z + s for z, s in zip(last, slopes, strict=True)]
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:

@@ -6,15 +6,25 @@ T = F(s, x) + L·h(x, W, B, K). At both depths of a fingerprint h = (T₂ - T₁
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from trimtab.planning.curves import Curve, isotonic, rising_curve, slope
+from trimtab.planning.curves import (
+    Curve,
+    Surface,
+    isotonic,
+    rising_curve,
+    rising_surface,
+    slope,
+)
 from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, StepPoint
 
 # 1.253 (median of normals) · √2 (two depths) · 1.4826 (MAD to standard deviation): planner.md §4.
 _SE_PER_MAD: Final = 1.253 * math.sqrt(2) * 1.4826
 _FALL_LIMIT: Final = 0.10
+# A line through three contexts evens out noise; with more of them the attention's own bends show
+# (KV that falls out of a cache), and a line through all would be set by the longest.
+_LINE_CONTEXTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +54,11 @@ class LayerModel:
     the same number of prompt tokens (attention is called per sequence on a CPU); ``kv`` is the
     cost of one token of mean context for the whole batch. Both rise with B, so that a step never
     gets cheaper by one more sequence of the same context.
+
+    Attributes:
+        decode: Replaces ``sequences`` and ``kv`` where many contexts were measured: over (B, K/B).
+        mixed: What decoding costs more beside a prompt's chunk, over (B, K/B), by the chunk's
+            tokens: attention kernels that take both at once read the KV cache less well.
     """
 
     layers: int
@@ -51,16 +66,44 @@ class LayerModel:
     sequences: Curve
     prefill_us_per_work: float
     kv: Curve
+    decode: Surface | None = None
+    mixed: tuple[tuple[float, Surface], ...] = ()
 
     def layer_us(self, work: StepWork) -> float:
         """Return the time of one layer."""
-        context = work.kv_tokens / work.batch if work.batch > 0 else 0.0
-        decode = self.sequences.at(work.batch) + self.kv.at(work.batch) * context
+        prompt = self.lin.at(work.tokens) + self.prefill_us_per_work * work.work
+        if work.batch <= 0:
+            return prompt
+        context = work.kv_tokens / work.batch
+        chunk = work.tokens - work.batch
         return (
-            self.lin.at(work.tokens)
-            + self.prefill_us_per_work * work.work
-            + (decode if work.batch > 0 else 0.0)
+            prompt
+            + self.decode_us(work.batch, context)
+            + (self._mixed_us(chunk, work.batch, context) if chunk > 0 and self.mixed else 0.0)
         )
+
+    def decode_us(self, batch: float, context: float) -> float:
+        """Return what ``batch`` sequences of a mean context cost beyond their tokens."""
+        if self.decode is not None:
+            return self.decode.at(batch, context)
+        return self.sequences.at(batch) + self.kv.at(batch) * context
+
+    def contexts(self) -> tuple[float, ...]:
+        """Return the mean contexts between which the time of a decode step is a straight line."""
+        return self.decode.ys if self.decode is not None else (0.0, 1.0)
+
+    def _mixed_us(self, chunk: float, batch: float, context: float) -> float:
+        low = high = self.mixed[0]
+        for high in self.mixed:
+            if high[0] >= chunk:
+                break
+            low = high
+        below = low[1].at(batch, context)
+        # Beyond the largest chunk and before the smallest one it is taken to stay as it is.
+        if high[0] <= chunk or high is low or low[0] >= chunk:
+            return below
+        share = (chunk - low[0]) / (high[0] - low[0])
+        return below + (high[1].at(batch, context) - below) * share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +137,10 @@ class StepModel:
         others = max(0.0, work.tokens - work.sampled)
         return self.fixed.at(work.sampled) + self.fixed_us_per_token * others
 
+    def contexts(self) -> tuple[float, ...]:
+        """Return the mean contexts between which the time of a decode-only step is a straight line."""
+        return tuple(sorted({c for kind in self.kinds for c in kind.contexts()}))
+
     def extrapolates(self, work: StepWork) -> bool:
         """Tell whether the step lies outside the measured grid."""
         context = work.kv_tokens / work.batch if work.batch > 0 else 0.0
@@ -114,7 +161,8 @@ def fit(fingerprint: Fingerprint, *, depth: int) -> StepModel:
     shallow = fingerprint.depths[0]
     decode = [_Split.of(p, d=d, shallow=shallow) for p in fingerprint.decode]
     prefill = [_Split.of(p, d=d, shallow=shallow) for p in fingerprint.prefill]
-    layer = _layer(decode, prefill, depth=depth)
+    mixed = [_Split.of(p, d=d, shallow=shallow) for p in fingerprint.mixed]
+    layer = _layer(decode, prefill, mixed, depth=depth)
     fixed = rising_curve([(float(s.point.batch), s.fixed) for s in decode])
     extra = [(s.point.chunk - 1, s.fixed - fixed.at(1.0)) for s in prefill if s.point.chunk > 1]
     per_token = (
@@ -134,13 +182,13 @@ def fit(fingerprint: Fingerprint, *, depth: int) -> StepModel:
         ),
     )
     errors = [_error(model, s, depth) for s in (*decode, *prefill)]
-    mixed = [_error(model, _Split.of(p, d=d, shallow=shallow), depth) for p in fingerprint.mixed]
+    beside = [_error(model, s, depth) for s in mixed]
     return StepModel(
         fixed=model.fixed,
         fixed_us_per_token=model.fixed_us_per_token,
         kinds=model.kinds,
         residual=math.sqrt(statistics.fmean(e * e for e in errors)),
-        mixed_error=statistics.fmean(mixed) if mixed else None,
+        mixed_error=statistics.fmean(beside) if beside else None,
         standard_error=model.standard_error,
         grid=model.grid,
     )
@@ -181,7 +229,9 @@ class _Split:
         return (depth - 1) * self.layer_se / max(1.0, self.full(depth))
 
 
-def _layer(decode: Sequence[_Split], prefill: Sequence[_Split], *, depth: int) -> LayerModel:
+def _layer(
+    decode: Sequence[_Split], prefill: Sequence[_Split], mixed: Sequence[_Split], *, depth: int
+) -> LayerModel:
     intercepts, kv = _decode_lines(decode)
     per_work = _prefill_slope(prefill)
     chunks = rising_curve(
@@ -192,16 +242,100 @@ def _layer(decode: Sequence[_Split], prefill: Sequence[_Split], *, depth: int) -
     )
     # What a decode intercept has above the tokens' own cost is the cost of its sequences.
     floor = chunks.ys[0]
-    lin_points = [(x, min(y, floor)) for x, y in intercepts if x < chunks.xs[0]]
+    bent = len({s.point.context for s in decode}) > _LINE_CONTEXTS
+    small = _shortest(decode) if bent else intercepts
+    lin_points = [(x, min(y, floor)) for x, y in small if x < chunks.xs[0]]
     lin_points += list(zip(chunks.xs, chunks.ys, strict=True))
     lin = Curve(tuple(x for x, _ in lin_points), tuple(y for _, y in lin_points))
     above = isotonic([max(0.0, y - lin.at(x)) for x, y in intercepts])
-    return LayerModel(
+    line = LayerModel(
         layers=depth,
         lin=lin,
         sequences=Curve(tuple(x for x, _ in intercepts), tuple(above)),
         prefill_us_per_work=per_work,
         kv=kv,
+    )
+    alone = replace(line, decode=_decode_surface(decode, lin=lin)) if bent else line
+    return replace(alone, mixed=_mixed_surfaces(mixed, alone=alone))
+
+
+def _shortest(decode: Sequence[_Split]) -> list[tuple[float, float]]:
+    """Return per batch the time at the shortest context, rising: hardly more than its tokens cost."""
+    least: dict[int, _Split] = {}
+    for split in sorted(decode, key=lambda s: -s.point.context):
+        least[split.point.batch] = split
+    batches = sorted(least)
+    times = isotonic([least[batch].layer for batch in batches])
+    return list(zip(map(float, batches), times, strict=True))
+
+
+def _decode_surface(decode: Sequence[_Split], *, lin: Curve) -> Surface:
+    """Return what decoding costs beyond its tokens, through every measured context."""
+    return rising_surface(
+        [
+            (
+                float(s.point.batch),
+                float(s.point.context),
+                max(0.0, s.layer - lin.at(float(s.point.batch))),
+            )
+            for s in decode
+        ]
+    )
+
+
+def _mixed_surfaces(
+    mixed: Sequence[_Split], *, alone: LayerModel
+) -> tuple[tuple[float, Surface], ...]:
+    """Return what mixed steps take beyond decode and chunk alone, by chunk; empty if not measured.
+
+    A few mixed points check the model; a grid of them over batches and contexts is part of it. Of
+    each chunk the prompts with the fewest cached tokens count, as most prompts are one chunk.
+    """
+    by_chunk: dict[int, list[_Split]] = {}
+    for split in mixed:
+        by_chunk.setdefault(split.point.chunk, []).append(split)
+    first = min((s.point.context for s in mixed), default=0)
+    surfaces: list[tuple[float, Surface]] = []
+    for chunk, found in sorted(by_chunk.items()):
+        fewest = min(s.point.cached for s in found)
+        group = [s for s in found if s.point.cached == fewest]
+        batches, contexts = {s.point.batch for s in group}, {s.point.context for s in group}
+        # A chunk without short contexts would hide what others say of them.
+        if min(len(batches), len(contexts)) < 2 or min(contexts) > first:
+            continue
+        points = [
+            (
+                float(s.point.batch),
+                float(s.point.context),
+                max(0.0, s.layer - alone.layer_us(work_of(s.point))),
+            )
+            for s in group
+        ]
+        surfaces.append((float(chunk), rising_surface(points)))
+    return _rising_in_chunks(surfaces)
+
+
+def _rising_in_chunks(
+    surfaces: Sequence[tuple[float, Surface]],
+) -> tuple[tuple[float, Surface], ...]:
+    """Return the nearest surfaces that do not fall from one chunk to a larger one."""
+    if not surfaces:
+        return ()
+    xs = sorted({x for _, surface in surfaces for x in surface.xs})
+    ys = sorted({y for _, surface in surfaces for y in surface.ys})
+    columns = {
+        (x, y): isotonic([surface.at(x, y) for _, surface in surfaces]) for x in xs for y in ys
+    }
+    return tuple(
+        (
+            chunk,
+            Surface(
+                tuple(xs),
+                tuple(ys),
+                tuple(tuple(columns[x, y][number] for y in ys) for x in xs),
+            ),
+        )
+        for number, (chunk, _) in enumerate(surfaces)
     )
 
 
