@@ -1,11 +1,14 @@
+import itertools
 import random
 from dataclasses import replace
 
 import pytest
 
 from tests.unit.planning.builders import a_fingerprint
-from trimtab.planning.fingerprint import FingerprintInvalidError
+from trimtab.planning.fingerprint import FingerprintInvalidError, StepPoint
+from trimtab.planning.scheduler_limits import SchedulerLimits
 from trimtab.planning.step_model import StepWork, fit, work_of
+from trimtab.planning.step_tables import StepTables
 
 DEPTH = 30
 
@@ -96,3 +99,125 @@ def test_the_mixed_point_is_a_check_not_an_input():
     bad = fit(replace(fingerprint, mixed=twice), depth=DEPTH)
     assert bad.mixed_error == pytest.approx(-0.5, abs=0.05)
     assert bad.kinds == good.kinds
+
+
+CONTEXTS = (16, 64, 256, 1024, 4096, 16384)
+
+
+def _bent_us(context):
+    """Attention that gets dearer per token past a cache of 1,024 tokens."""
+    return 0.1 * context + 0.2 * max(0, context - 1024)
+
+
+def _full_grid(*, beside=1.8):
+    """A grid with many contexts, and mixed points that cost more than their parts."""
+
+    def point(batch=0, context=0, chunk=0):
+        dense = 700 + 20 * (batch + chunk)
+        attention = batch * _bent_us(context)
+        layer = dense + attention * (beside if batch and chunk else 1.0)
+        return StepPoint(
+            batch=batch,
+            context=context,
+            chunk=chunk,
+            cached=0,
+            t1_us=round(5000 + layer),
+            mad1_us=0,
+            t2_us=round(5000 + 11 * layer),
+            mad2_us=0,
+            repeats=3,
+        )
+
+    return replace(
+        a_fingerprint(),
+        depths=(1, 11),
+        decode=tuple(point(batch=b, context=c) for b in (1, 2, 8, 32) for c in CONTEXTS),
+        prefill=tuple(point(chunk=n) for n in (16, 32, 128, 512)),
+        mixed=tuple(
+            point(batch=b, context=c, chunk=n)
+            for b in (1, 2, 8, 32)
+            for c in CONTEXTS
+            for n in (16, 128, 512)
+        ),
+    )
+
+
+@pytest.mark.parametrize("context", [64, 600, 1024, 2500])
+def test_many_contexts_are_followed_where_they_bend(context):
+    """A full grid is interpolated: no line through 16k tokens is laid over the first thousand."""
+    model = fit(_full_grid(), depth=DEPTH)
+    work = StepWork(tokens=8, sampled=8, batch=8, kv_tokens=8 * context)
+    truth = 5000 + DEPTH * (700 + 20 * 8 + 8 * _bent_us(context))
+    assert model.step_us(work) == pytest.approx(truth, rel=0.02)
+
+
+def test_a_grid_of_mixed_points_is_part_of_the_model():
+    """What decoding costs more beside a chunk is charged where both are in a step, and only there."""
+    model = fit(_full_grid(), depth=DEPTH)
+    plain = fit(_full_grid(beside=1.0), depth=DEPTH)
+    decode = StepWork(tokens=8, sampled=8, batch=8, kv_tokens=8 * 1024)
+    assert model.step_us(decode) == plain.step_us(decode)
+    mixed = StepWork(tokens=136, sampled=9, work=128 * 64, batch=8, kv_tokens=8 * 1024)
+    truth = 5000 + DEPTH * (700 + 20 * 136 + 1.8 * 8 * _bent_us(1024))
+    assert model.step_us(mixed) == pytest.approx(truth, rel=0.01)
+    assert plain.step_us(mixed) < 0.9 * truth
+    assert abs(model.mixed_error) < 0.02
+    few = replace(_full_grid(), mixed=_full_grid().mixed[:1])
+    assert fit(few, depth=DEPTH).kinds[0].mixed == ()
+
+
+@pytest.mark.parametrize("fingerprint", [a_fingerprint(), _full_grid()])
+def test_the_tables_of_a_simulation_hold_the_model_s_times(fingerprint):
+    """Decode steps are looked up by mean context; value and slope are the model's, between knots too."""
+    model = fit(fingerprint, depth=DEPTH)
+    tables = StepTables(model, SchedulerLimits(token_budget=64, max_running=40))
+    for batch in (1, 3, 40):
+        for context in (1, 40, 700.5, 1024, 30_000):
+            now, slope, steps = tables.decode(batch, batch * context)
+            later = min(steps, 5.0)
+            for after, us in ((0.0, now), (later, now + slope * later)):
+                work = StepWork(
+                    tokens=batch,
+                    sampled=batch,
+                    batch=batch,
+                    kv_tokens=batch * (context + after),
+                )
+                assert us == pytest.approx(model.step_us(work), rel=1e-12)
+
+
+def test_a_larger_step_is_never_faster_within_a_noisy_full_grid_or_beyond():
+    """Time rises with batch, context and chunk, alone and together, on the grid and outside of it."""
+    draw = random.Random(2)
+
+    def noisy(point):
+        return replace(point, t2_us=round(point.t2_us * draw.uniform(0.96, 1.04)))
+
+    grid = _full_grid()
+    model = fit(
+        replace(
+            grid,
+            decode=tuple(map(noisy, grid.decode)),
+            prefill=tuple(map(noisy, grid.prefill)),
+            mixed=tuple(map(noisy, grid.mixed)),
+        ),
+        depth=DEPTH,
+    )
+    batches, contexts, chunks = (1, 3, 8, 40, 64), (8, 100, 3000, 16384, 40_000), (0, 8, 64, 900)
+
+    def time(batch, context, chunk):
+        work = chunk * chunk / 2
+        return model.step_us(
+            StepWork(
+                tokens=batch + chunk,
+                sampled=batch + (chunk > 0),
+                work=work,
+                batch=batch,
+                kv_tokens=batch * context,
+            )
+        )
+
+    for b, c, n in itertools.product(batches, contexts, chunks):
+        here = time(b, c, n) * (1 + 1e-12)
+        assert all(time(x, c, n) * (1 + 1e-9) >= here for x in batches if x > b)
+        assert all(time(b, x, n) * (1 + 1e-9) >= here for x in contexts if x > c)
+        assert all(time(b, c, x) * (1 + 1e-9) >= here for x in chunks if x > n)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from trimtab.cli import crds, finalizers, model
+from trimtab.cli import crds, finalizers, model, simulate
 from trimtab.cli.bench import bench
 from trimtab.cli.output import write
 from trimtab.cli.plan import plan
@@ -30,6 +30,7 @@ app.command(
 )(bench)
 app.add_typer(crds.app, name="crds")
 app.add_typer(model.app, name="model")
+app.add_typer(simulate.app, name="simulate")
 app.add_typer(finalizers.app, name="finalizers")
 
 

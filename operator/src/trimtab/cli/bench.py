@@ -61,6 +61,10 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="a step in one process with one and two threads, and on two ranks, in turns",
         extra="engine",
     ),
+    "planner-des": Bench(
+        module="trimtab.bench.planner_des",
+        doc="a queue simulation from a fingerprint beside requests that were really served",
+    ),
     "calibrate": Bench(
         module="trimtab_workers.engine.bench",
         doc="one GPU: link, memory, interference, compaction, pinning",

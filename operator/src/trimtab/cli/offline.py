@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trimtab.planning.fingerprint import Fingerprint
-    from trimtab.planning.plan import IntentPlan
+    from trimtab.planning.plan import FleetPlan, IntentPlan
 
 JSON = dict[str, Any]  # any: an object as kubectl shows it
 ANY: Final = "*"
@@ -52,6 +52,19 @@ class Inventory:
     models: dict[str, ModelFacts]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A fleet's plan with what it was made from.
+
+    Attributes:
+        rows: Each intent's object, its model of it, and what its model is, in the files' order.
+    """
+
+    rows: tuple[tuple[JSON, InferenceIntent, ModelFacts], ...]
+    snapshot: FleetSnapshot
+    plan: FleetPlan
+
+
 def plan(
     *,
     intents: Sequence[Path],
@@ -60,6 +73,26 @@ def plan(
     fingerprints: Path | None,
 ) -> list[JSON]:
     """Return each intent as an operator would leave it: spec and status with plan and alternatives.
+
+    Raises:
+        CommandError: A file is missing or wrong; names file, field and remedy.
+    """
+    decided = decide(intents=intents, inventory=inventory, prices=prices, fingerprints=fingerprints)
+    plans = {plan.uid: plan for plan in decided.plan.intents}
+    return [
+        body | {"status": _status(body, intent, facts, plans[body["metadata"]["uid"]])}
+        for body, intent, facts in decided.rows
+    ]
+
+
+def decide(
+    *,
+    intents: Sequence[Path],
+    inventory: Path,
+    prices: Path | None,
+    fingerprints: Path | None,
+) -> Decided:
+    """Return the fleet's plan, for those who go on from it.
 
     Raises:
         CommandError: A file is missing or wrong; names file, field and remedy.
@@ -83,11 +116,7 @@ def plan(
         fingerprints=_fingerprints(fingerprints),
         prices=_prices(prices),
     )
-    decided = {plan.uid: plan for plan in plan_fleet(snapshot, PlannerPolicy()).intents}
-    return [
-        body | {"status": _status(body, intent, facts, decided[body["metadata"]["uid"]])}
-        for body, intent, facts in rows
-    ]
+    return Decided(rows=tuple(rows), snapshot=snapshot, plan=plan_fleet(snapshot, PlannerPolicy()))
 
 
 def _status(body: JSON, intent: InferenceIntent, facts: ModelFacts, plan: IntentPlan) -> JSON:

@@ -1,0 +1,67 @@
+"""Step times looked up instead of computed, so that a simulated event costs microseconds."""
+
+import math
+from bisect import bisect_right
+
+from trimtab.planning.scheduler_limits import SchedulerLimits
+from trimtab.planning.step_model import StepModel, StepWork
+
+
+class StepTables:
+    """The step times of one model under one scheduler, shared by the replicas of a simulation."""
+
+    __slots__ = ("_knots", "_lines", "_model", "_window")
+
+    def __init__(self, model: StepModel, limits: SchedulerLimits) -> None:
+        self._model = model
+        self._window = limits.window
+        self._knots = model.contexts()
+        self._lines: dict[tuple[int, int], tuple[float, float, float, float]] = {}
+
+    def decode(self, batch: int, kv_tokens: float) -> tuple[float, float, float]:
+        """Return a decode step's µs, what each next one takes more, and for how many that holds."""
+        context = kv_tokens / batch
+        window = self._window
+        if window and context >= window:
+            return self._step_us(batch, window), 0.0, math.inf
+        key = batch, bisect_right(self._knots, context)
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = self._line(batch, key[1])
+        start, us, slope, end = line
+        return (
+            us + slope * (context - start),
+            slope,
+            (min(end, window) if window else end) - context,
+        )
+
+    def _line(self, batch: int, right: int) -> tuple[float, float, float, float]:
+        """Return where a straight part begins, its µs there, its slope, and where it ends."""
+        knots = self._knots
+        if right == 0:
+            return 0.0, self._step_us(batch, knots[0]), 0.0, knots[0]
+        end = knots[right] if right < len(knots) else math.inf
+        right = min(right, len(knots) - 1)
+        low, high = knots[right - 1], knots[right]
+        us = self._step_us(batch, low)
+        return low, us, (self._step_us(batch, high) - us) / (high - low), end
+
+    def _step_us(self, batch: int, context: float) -> float:
+        return self._model.step_us(
+            StepWork(tokens=batch, sampled=batch, batch=batch, kv_tokens=batch * context)
+        )
+
+    def mixed_us(
+        self, *, decodes: int, kv_tokens: int, prompt_tokens: int, work: float, ends: int
+    ) -> float:
+        """Return the µs of a step with parts of prompts, of which ``ends`` are last ones."""
+        seen = min(kv_tokens, decodes * self._window) if self._window else kv_tokens
+        return self._model.step_us(
+            StepWork(
+                tokens=decodes + prompt_tokens,
+                sampled=decodes + ends,
+                work=work,
+                batch=decodes,
+                kv_tokens=seen,
+            )
+        )
