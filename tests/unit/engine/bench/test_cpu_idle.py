@@ -52,7 +52,7 @@ def a_run(policy: str, number: int, *, preemptions: float, speed: float, tokens=
 
 
 def test_reductions_and_ratios_are_against_each_policy():
-    """Preemptions fall by the share of medians, speed is a ratio per round, tokens are compared."""
+    """Preemptions fall by the share of sums, speed is a ratio per round, tokens are compared."""
     result = summary(
         [
             a_run("recompute", 0, preemptions=100, speed=10),
