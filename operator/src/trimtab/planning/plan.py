@@ -22,6 +22,7 @@ Reason = Literal[
     "TargetNeedsMoreGPUs",
     "NoCapacity",
 ]
+Solver = Literal["Direct", "HiGHS", "HiGHSTimeLimit", "Greedy"]
 Lost = Literal[
     "Costlier",
     "Slower",
@@ -253,8 +254,16 @@ class IntentPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetPlan:
-    """One decision per intent, sorted by namespace and name."""
+    """One decision per intent, sorted by namespace and name.
+
+    Attributes:
+        intents: The decisions.
+        policy: Digest of the constants.
+        solver: ``Direct`` if everybody has what it would take alone; else who shared the fleet
+            out: ``HiGHSTimeLimit`` if the time ran out before the choice was proven best,
+            ``Greedy`` if HiGHS is missing or failed.
+    """
 
     intents: tuple[IntentPlan, ...]
     policy: str
-    solver: Literal["Greedy"] = "Greedy"
+    solver: Solver = "Direct"
