@@ -1,17 +1,17 @@
 """One intent prepared for the fleet's plan: its options judged, what runs now, what to measure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trimtab.planning.capacity import Ledger
 from trimtab.planning.diagnose import Problem, no_fit, price_unknown
-from trimtab.planning.estimate import find_source, key_for
-from trimtab.planning.objectives import Judged, judge, prune, rank
-from trimtab.planning.options import Space, pin_problem, running_option, space, walk
-from trimtab.planning.plan import Alternative, FingerprintNeed, Option
+from trimtab.planning.objectives import Judged, prune, rank
+from trimtab.planning.options import pin_problem, running_option, space
+from trimtab.planning.plan import Alternative, FingerprintNeed
 from trimtab.planning.policy import PlannerPolicy
-from trimtab.planning.precision import compute_precision
-from trimtab.planning.prices import price_for
-from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView, ModelView
+from trimtab.planning.slots import Nodes
+from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
+from trimtab.planning.survey import Survey, Surveys, judged_option
 from trimtab.planning.workload import PlannedLoad, planned_load
 
 # A roofline is about twofold off (planner.md §4); two of them overlap within a factor of four.
@@ -50,8 +50,39 @@ class Case:
     settled: bool = False
 
 
+def acceptable(case: Case) -> list[Judged]:
+    """Return the options that may be created: with Refuse only those that meet the objective."""
+    if case.problem is not None:
+        return []
+    refuse = case.intent.infeasible == "Refuse"
+    return [j for j in case.options if j.meets or not refuse]
+
+
+def allowed(case: Case, running: Judged) -> bool:
+    """Tell whether what runs is among the options that the spec allows."""
+    option, pins = running.option, case.intent.constraints
+    least, most = pins.min_replicas or 1, pins.max_replicas or option.replicas
+    configs = {j.option.config for j in case.every}
+    return option.config in configs and least <= option.replicas <= most
+
+
+def located(assignment: Assignment) -> Nodes:
+    """Return where the replicas are; the pods that a roll has beyond them are passing."""
+    left = assignment.replicas
+    found: list[tuple[str, int]] = []
+    for node, count in sorted(assignment.nodes):
+        found.append((node, min(count, left)))
+        left -= found[-1][1]
+    return tuple(found)
+
+
 def prepare(
-    intent: IntentView, *, snapshot: FleetSnapshot, fleet: Ledger, policy: PlannerPolicy
+    intent: IntentView,
+    *,
+    snapshot: FleetSnapshot,
+    fleet: Ledger,
+    surveys: Surveys,
+    policy: PlannerPolicy,
 ) -> Case:
     """Return an intent's case against the empty fleet."""
     assignment = next((a for a in snapshot.assignments if a.intent_uid == intent.uid), None)
@@ -75,70 +106,23 @@ def prepare(
         intent=intent, load=load, refused=found.refused, problem=problem, assignment=assignment
     )
     if problem is None:
-        case = _with_options(
-            case, model, load, found, snapshot=snapshot, fleet=fleet, policy=policy
-        )
+        survey = surveys.of(intent, model, found.configs, load=load)
+        case = _with_options(case, survey, fleet=fleet, policy=policy)
     if assignment is None:
         return case
     running = running_option(intent, model, assignment, load=load, snapshot=snapshot, policy=policy)
-    return replace(case, running=_judge(case, running, load, snapshot, policy))
+    judged = judged_option(intent, running, load, snapshot=snapshot, policy=policy)
+    return replace(case, running=judged)
 
 
-def _with_options(
-    case: Case,
-    model: ModelView,
-    load: PlannedLoad,
-    found: Space,
-    *,
-    snapshot: FleetSnapshot,
-    fleet: Ledger,
-    policy: PlannerPolicy,
-) -> Case:
+def _with_options(case: Case, found: Survey, *, fleet: Ledger, policy: PlannerPolicy) -> Case:
     intent = case.intent
-    alone = PlannedLoad(rate=0.0, prompt=load.prompt, output=load.output, assumed=load.assumed)
-    every: list[Judged] = []
-    unloaded: list[Judged] = []
-    needs: list[tuple[Judged, FingerprintNeed]] = []
-    for config in found.configs:
-        source = find_source(
-            model,
-            config,
-            fingerprints=snapshot.fingerprints,
-            capabilities=snapshot.capabilities,
-            policy=policy,
-        )
-        first = next(
-            walk(
-                intent,
-                model,
-                config,
-                load=alone,
-                source=source,
-                snapshot=snapshot,
-                satisfied=lambda _: True,
-                policy=policy,
-            )
-        )
-        unloaded.append(_judge(case, first, alone, snapshot, policy))
-        key = key_for(model, config, capabilities=snapshot.capabilities)
-        if source.fingerprint.key != key or source.fingerprint.source == "Roofline":
-            needs.append((unloaded[-1], _need(model, unloaded[-1].option, key.digest())))
-        walked = walk(
-            intent,
-            model,
-            config,
-            load=load,
-            source=source,
-            snapshot=snapshot,
-            satisfied=lambda o: _judge(case, o, load, snapshot, policy).meets,
-            policy=policy,
-        )
-        every.extend(_judge(case, option, load, snapshot, policy) for option in walked)
-    if intent.objective == "TargetLatency" and not any(j.meets for j in unloaded):
+    every = list(found.every)
+    if intent.objective == "TargetLatency" and not any(j.meets for j in found.unloaded):
         every = _fewest_replicas(every)
     ranked = rank(intent, every, policy=policy)
-    fitting = [j for j in ranked if fleet.place(j.option) is not None]
-    problem = no_fit(intent, unloaded, fleet) or (
+    fitting = [j for j in ranked if fleet.fits(j.option)]
+    problem = no_fit(intent, found.unloaded, fleet) or (
         None
         if intent.objective == "MinCost" and intent.infeasible == "ServeNearest"
         else price_unknown(intent, ranked)
@@ -147,9 +131,9 @@ def _with_options(
         case,
         every=tuple(ranked),
         options=tuple(prune(fitting, policy=policy)),
-        unloaded=tuple(rank(intent, unloaded, policy=policy)),
+        unloaded=tuple(rank(intent, found.unloaded, policy=policy)),
         problem=problem,
-        needs=_urgent(needs, ranked, policy),
+        needs=_urgent(found.needs, ranked, policy),
     )
 
 
@@ -163,39 +147,8 @@ def _fewest_replicas(every: list[Judged]) -> list[Judged]:
     return list(kept.values())
 
 
-def _judge(
-    case: Case,
-    option: Option,
-    load: PlannedLoad,
-    snapshot: FleetSnapshot,
-    policy: PlannerPolicy,
-) -> Judged:
-    # One unpriced CPU model makes money incomparable, unless money is what the objective is about.
-    prices = snapshot.prices
-    models = {pool.cpu_model for pool in snapshot.pools}
-    priced = prices.memory_gib_hour_micro_usd is not None and all(
-        price_for(prices.cpu_hour, m) is not None for m in models
-    )
-    return judge(case.intent, option, load=load, priced=priced, policy=policy)
-
-
-def _need(model: ModelView, option: Option, key: str) -> FingerprintNeed:
-    config = option.config
-    return FingerprintNeed(
-        key=key,
-        architecture=model.architecture,
-        product=config.product,
-        cpu_model=config.cpu_model,
-        threads=config.threads,
-        precision=config.precision,
-        kv_precision=compute_precision(config.precision),
-        tensor_parallel_size=config.tensor_parallel_size,
-        priority=0,
-    )
-
-
 def _urgent(
-    needs: list[tuple[Judged, FingerprintNeed]], ranked: list[Judged], policy: PlannerPolicy
+    needs: Sequence[tuple[Judged, FingerprintNeed]], ranked: list[Judged], policy: PlannerPolicy
 ) -> tuple[FingerprintNeed, ...]:
     """Return the few fingerprints that can change the decision, the likeliest winner first."""
     order: dict[object, int] = {}

@@ -29,11 +29,21 @@ class Holders:
         names: Intents of the same namespace.
         elsewhere: How many intents of other namespaces, which are not named to this one.
         all_serve: Whether each of them serves already, so that priority changes nothing.
+        threads: What each of `names` has; members of a group have its worker's together.
     """
 
     names: tuple[str, ...] = ()
     elsewhere: int = 0
     all_serve: bool = False
+    threads: tuple[int, ...] = ()
+
+    def shares(self) -> str:
+        """Return who has how much as a sentence with a space before it; empty if nobody is named."""
+        shown = [
+            f"{name} has {count} thread{'' if count == 1 else 's'}"
+            for name, count in zip(self.names, self.threads, strict=False)
+        ][:_SHOWN_HOLDERS]
+        return f" {', '.join(shown)}." if shown else ""
 
     def described(self) -> str:
         """Return them as the end of a sentence."""
@@ -104,19 +114,19 @@ def unmet(
         holders: Which other intents hold a share.
     """
     good = [j for j in judged if j.meets]
-    if good and any(fleet.place(j.option) is not None for j in good):
+    if good and any(fleet.fits(j.option) for j in good):
         return _no_capacity(intent, good, fleet, holders)
     if intent.objective == "TargetLatency" and not any(j.meets for j in unloaded):
         return _below_floor(intent, unloaded, load)
     if intent.objective == "TargetCost" and not good:
         return _budget(intent, judged)
-    return _more_devices(intent, judged, good, fleet, load)
+    return _more_devices(intent, judged, good, fleet, load=load, holders=holders)
 
 
 def _no_capacity(
     intent: IntentView, good: Sequence[Judged], fleet: Ledger, holders: Holders
 ) -> Problem:
-    fitting = [j for j in good if fleet.place(j.option) is not None]
+    fitting = [j for j in good if fleet.fits(j.option)]
     least = min(fitting, key=lambda j: (j.option.replicas * j.option.config.threads, j.order))
     need = least.option.replicas * least.option.config.threads
     remedy = (
@@ -131,7 +141,7 @@ def _no_capacity(
             f"{_name(intent)}: the objective needs at least "
             f"{describe_config(least.option.config, replicas=least.option.replicas)}, {need} "
             f"threads, but the fleet's {fleet.threads()} threads are held by intents that serve or "
-            f"come first ({holders.described()}). {remedy}"
+            f"come first ({holders.described()}).{holders.shares()} {remedy}"
         ),
     )
 
@@ -184,7 +194,9 @@ def _more_devices(
     judged: Sequence[Judged],
     good: Sequence[Judged],
     fleet: Ledger,
+    *,
     load: PlannedLoad,
+    holders: Holders,
 ) -> Problem:
     """Return ``TargetNeedsMoreGPUs``; on product cpu the devices are threads."""
     if good:
@@ -208,7 +220,7 @@ def _more_devices(
         )
     return Problem(
         reason="TargetNeedsMoreGPUs",
-        message=f"{_name(intent)}: the objective needs {said}. {remedy}.",
+        message=f"{_name(intent)}: the objective needs {said}.{holders.shares()} {remedy}.",
     )
 
 

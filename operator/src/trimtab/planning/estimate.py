@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from trimtab.planning.architecture import architecture_hash
+from trimtab.planning.architecture import Architecture, architecture_hash
 from trimtab.planning.confidence import assess, margin_permille
 from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, FingerprintKey
 from trimtab.planning.memory import memory_plan
@@ -14,7 +15,7 @@ from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import PriceBook, price_for
 from trimtab.planning.roofline import roofline
 from trimtab.planning.snapshot import Config, EngineCapabilities, IntentView, ModelView
-from trimtab.planning.steady import Replica, ReplicaLimits, Steady
+from trimtab.planning.steady import Replica, ReplicaLimits, Steady, StepTimes
 from trimtab.planning.step_model import StepModel, fit
 from trimtab.planning.workload import PlannedLoad
 
@@ -26,10 +27,14 @@ _FULL = 0.98
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The step model of a configuration and where it comes from."""
+    """The step model of a configuration and where it comes from.
+
+    ``memo`` holds step times once computed: every load and replica count asks for the same ones.
+    """
 
     fingerprint: Fingerprint
     model: StepModel
+    memo: StepTimes = field(default_factory=dict, compare=False, repr=False)
 
 
 def key_for(
@@ -77,12 +82,29 @@ def find_source(
     found = best_for(key, fingerprints)
     if found is not None:
         try:
-            return Source(fingerprint=found, model=fit(found, depth=model.depth))
+            return Source(fingerprint=found, model=_fitted(found, model.depth))
         except FingerprintInvalidError:
             # The operator refuses such documents when they arrive and says so; a plan goes on.
             pass
-    estimated = roofline(model.architecture, key=key, policy=policy)
-    return Source(fingerprint=estimated, model=fit(estimated, depth=model.depth))
+    estimated = _estimated(model.architecture, key, policy)
+    return Source(fingerprint=estimated, model=_fitted(estimated, model.depth))
+
+
+@lru_cache(maxsize=2048)
+def _fitted(fingerprint: Fingerprint, depth: int) -> StepModel:
+    """Return `fit` once per document and depth: every intent of a family asks for it.
+
+    Raises:
+        FingerprintInvalidError: From `fit`.
+    """
+    return fit(fingerprint, depth=depth)
+
+
+@lru_cache(maxsize=2048)
+def _estimated(
+    architecture: Architecture, key: FingerprintKey, policy: PlannerPolicy
+) -> Fingerprint:
+    return roofline(architecture, key=key, policy=policy)
 
 
 def evaluate(
@@ -102,7 +124,7 @@ def evaluate(
     rate = load.rate / replicas
     window = model.architecture.sliding_window
     longest = _max_model_len(model, load, policy)
-    sequences = _sequences(intent, load, source.model, window=window, policy=policy)
+    sequences = _sequences(intent, load, source, window=window, policy=policy)
 
     def replica(kv_tokens: int) -> Replica:
         return Replica(
@@ -115,25 +137,30 @@ def evaluate(
                 kv_tokens=kv_tokens,
                 window=window,
             ),
+            memo=source.memo,
         )
 
     roomy = replica(_UNBOUND_TOKENS)
+    busy = roomy.steady(rate)
     memory = memory_plan(
         model.architecture,
         depth=model.depth,
         precision=config.precision,
         kv_precision=compute_precision(config.precision),
-        kv_tokens=max(longest, _kv_tokens(roomy.steady(rate), load, policy)),
+        kv_tokens=max(longest, _kv_tokens(busy, load, policy)),
         block_tokens=capabilities.block_tokens,
         fingerprint=source.fingerprint,
         policy=policy,
         processes=config.tensor_parallel_size * config.pipeline_parallel_size,
     )
     built = replica(memory.kv_tokens)
+    if built.slots == roomy.slots:
+        # The KV cache does not bind: it is the replica that was computed already.
+        built = roomy
     capacity = built.capacity()
     overloaded = rate > capacity
     shown = _FULL * capacity if overloaded else rate
-    state = built.steady(shown)
+    state = busy if built is roomy and not overloaded else built.steady(shown)
     prediction = _predict(
         built,
         state,
@@ -211,8 +238,10 @@ def _predict(
     ttft_mean = replica.ttft_us(state, quantile=None) + overhead_us
     tokens = load.output - 1
     quantiles = (0.5, 0.95, 0.99, percentile / 100)
+    # The intent's own percentile is usually one of the others.
+    waits = {q: replica.ttft_us(state, quantile=q) for q in quantiles}
     tpots = [replica.tpot_us(state, quantile=q) if tokens else 0.0 for q in quantiles]
-    ttfts = [replica.ttft_us(state, quantile=q) + overhead_us for q in quantiles]
+    ttfts = [waits[q] + overhead_us for q in quantiles]
     tpot_mean = state.step_us if tokens else 0.0
     # Percentiles of the two add up only if slow prompts meet slow decodes; they do, under load.
     e2es = [first + tokens * each for first, each in zip(ttfts, tpots, strict=True)]
@@ -249,7 +278,7 @@ def _max_model_len(model: ModelView, load: PlannedLoad, policy: PlannerPolicy) -
 def _sequences(
     intent: IntentView,
     load: PlannedLoad,
-    model: StepModel,
+    source: Source,
     *,
     window: int,
     policy: PlannerPolicy,
@@ -264,7 +293,9 @@ def _sequences(
         kv_tokens=_UNBOUND_TOKENS,
         window=window,
     )
-    replica = Replica(model, prompt=load.prompt, output=load.output, limits=limits)
+    replica = Replica(
+        source.model, prompt=load.prompt, output=load.output, limits=limits, memo=source.memo
+    )
     allowed = replica.max_running(target * 1000 / (1000 + policy.margin_high_permille))
     return allowed or policy.cpu_max_sequences
 
@@ -283,6 +314,12 @@ def _per_million(cost: int | None, rate: float, load: PlannedLoad) -> int | None
 
 
 def _serves(have: FingerprintKey, want: FingerprintKey) -> bool:
+    if (have.architecture, have.cpu_model, have.threads) != (
+        want.architecture,
+        want.cpu_model,
+        want.threads,
+    ):
+        return False
     return replace(have, engine_version="", flags=()) == replace(want, engine_version="", flags=())
 
 

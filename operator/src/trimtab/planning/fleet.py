@@ -1,10 +1,10 @@
 """The plan of the whole fleet: one decision per intent, pure and independent of input order."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from trimtab.planning.capacity import Ledger, Nodes
-from trimtab.planning.case import Case, prepare
+from trimtab.planning.capacity import Ledger
+from trimtab.planning.case import Case, acceptable, allowed, located, prepare
 from trimtab.planning.diagnose import Holders, Problem, price_unknown, unmet
 from trimtab.planning.explain import alternatives, binding, chosen
 from trimtab.planning.objectives import Judged, footprint
@@ -12,6 +12,7 @@ from trimtab.planning.plan import FleetPlan, GroupPlan, IntentPlan, Reason, Verd
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import loses_accuracy
 from trimtab.planning.replan import keeps, switching_cost, was_edited
+from trimtab.planning.scarcity import Pick, Unit, share_out
 from trimtab.planning.sharing import (
     Sharing,
     dissolved,
@@ -25,25 +26,31 @@ from trimtab.planning.sharing import (
     unit,
 )
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
+from trimtab.planning.survey import Surveys
 
 
-@dataclass(frozen=True, slots=True)
-class _Pick:
-    judged: Judged
-    nodes: Nodes
-    kept: bool = False
-
-
-def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
+def plan_fleet(
+    snapshot: FleetSnapshot, policy: PlannerPolicy, *, surveys: Surveys | None = None
+) -> FleetPlan:
     """Return the plan of every intent.
 
     By priority, then age: first every intent gets room for the least that serves it, so that as
-    few as possible stay unplaced; then each in turn takes its best option that still fits. Threads
+    few as possible stay unplaced; then each in turn takes its best option that still fits. Where
+    that leaves anybody without its first choice, the fleet is shared out jointly. Threads
     and memory are never promised twice: a prediction on an oversubscribed node would be wrong. So
     what runs holds its place until its own intent moves: priority decides about what is free.
+
+    Args:
+        snapshot: What is planned for.
+        policy: Every constant.
+        surveys: What the last plan found out about intents that may not have changed; the plan is
+            the same without it, and takes longer.
     """
+    fleet = _fleet(snapshot)
+    known = surveys if surveys is not None else Surveys()
+    known.begin(snapshot, policy)
     cases = [
-        _prepared(intent, snapshot=snapshot, policy=policy)
+        _prepared(intent, snapshot=snapshot, fleet=fleet, surveys=known, policy=policy)
         for intent in sorted(snapshot.intents, key=lambda i: i.uid)
     ]
     cases.sort(key=_order)
@@ -51,7 +58,8 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     gone: set[str] = set()
     closed: set[str] = set()
     while True:
-        ledger, picks = _search(cases, sharing, snapshot=snapshot, policy=policy)
+        units = _units(cases, sharing, snapshot)
+        ledger, picks = _search(units, snapshot=snapshot, policy=policy)
         places = {w.id: picks.get(leader(w).intent.uid) for w in sharing.workers}
         homeless = {id_ for id_, place in places.items() if place is None}
         # What runs keeps its place, and who would need a larger one does not join.
@@ -67,53 +75,79 @@ def plan_fleet(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
             sharing = dissolved(sharing, homeless)
         else:
             break
+    picks, solver = share_out(
+        units, picks=picks, fleet=_fleet(snapshot), snapshot=snapshot, policy=policy
+    )
+    if solver != "Direct":
+        ledger = _left(units, picks, snapshot)
     shared = _members(sharing, picks, snapshot=snapshot)
     plans = [
         replace(
-            _explained(case, picks, ledger, snapshot=snapshot, policy=policy),
+            _explained(case, picks, ledger, fleet=fleet, snapshot=snapshot, policy=policy),
             **remapping(case.intent, sharing, shared.get(case.intent.uid)),
         )
         for case in cases
     ]
     plans.sort(key=lambda p: (p.namespace, p.name, p.uid))
-    return FleetPlan(intents=tuple(plans), policy=policy.digest())
+    return FleetPlan(intents=tuple(plans), policy=policy.digest(), solver=solver)
 
 
 def _order(case: Case) -> tuple[int, int, str]:
     return (-case.intent.priority, case.intent.created_seconds, case.intent.uid)
 
 
-def _search(
-    cases: Sequence[Case], sharing: Sharing, *, snapshot: FleetSnapshot, policy: PlannerPolicy
-) -> tuple[Ledger, dict[str, _Pick]]:
-    """Return what is left of the fleet, and the place of every intent or group, by its leader's uid."""
+def _units(cases: Sequence[Case], sharing: Sharing, snapshot: FleetSnapshot) -> list[Unit]:
+    """Return who takes one place or none, by priority and age."""
     members = {member.uid for worker in sharing.workers for member in worker.members}
-    units = [unit(worker) for worker in sharing.workers]
-    units += [case for case in cases if case.intent.uid not in members]
-    units.sort(key=_order)
-    ledger = _fleet(snapshot)
+    alone = [case for case in cases if case.intent.uid not in members]
     running = _running(cases, sharing, snapshot)
-    for ours in running.values():
-        _hold(ledger, ours)
-    picks = _floors(units, ledger, running)
-    for case in units:
-        ours = running.get(case.intent.uid, ())
-        floor = picks.pop(case.intent.uid, None)
+    units = [
+        Unit(case=case, worker=worker, runs=running.get(case.intent.uid, ()))
+        for case, worker in (
+            *((unit(worker), worker) for worker in sharing.workers),
+            *((case, None) for case in alone),
+        )
+    ]
+    return sorted(units, key=lambda u: _order(u.case))
+
+
+def _search(
+    units: Sequence[Unit], *, snapshot: FleetSnapshot, policy: PlannerPolicy
+) -> tuple[Ledger, dict[str, Pick]]:
+    """Return what is left of the fleet, and the place of every intent or group, by its leader's uid."""
+    ledger = _fleet(snapshot)
+    for one in units:
+        _hold(ledger, one.runs)
+    picks = _floors(units, ledger)
+    for one in units:
+        floor = picks.pop(one.uid, None)
         if floor is not None:
             ledger.release(floor.judged.option, floor.nodes)
         else:
-            _let_go(ledger, ours)
-        pick = _choose(case, ledger, snapshot=snapshot, policy=policy)
+            _let_go(ledger, one.runs)
+        pick = _choose(one.case, ledger, snapshot=snapshot, policy=policy)
         if pick is not None:
             ledger.take(pick.judged.option, pick.nodes)
-            picks[case.intent.uid] = pick
+            picks[one.uid] = pick
         else:
-            _hold(ledger, ours)
+            _hold(ledger, one.runs)
     return ledger, picks
 
 
+def _left(units: Sequence[Unit], picks: Mapping[str, Pick], snapshot: FleetSnapshot) -> Ledger:
+    """Return what a choice leaves of the fleet."""
+    ledger = _fleet(snapshot)
+    for one in units:
+        pick = picks.get(one.uid)
+        if pick is None:
+            _hold(ledger, one.runs)
+        else:
+            ledger.take(pick.judged.option, pick.nodes)
+    return ledger
+
+
 def _members(
-    sharing: Sharing, picks: dict[str, _Pick], *, snapshot: FleetSnapshot
+    sharing: Sharing, picks: dict[str, Pick], *, snapshot: FleetSnapshot
 ) -> dict[str, GroupPlan]:
     """Give every member of a group its group's place, and return the groups' plans by member."""
     plans: dict[str, GroupPlan] = {}
@@ -121,15 +155,22 @@ def _members(
         place = picks.pop(leader(worker).intent.uid)
         size = size_of(worker, place.judged)
         for uid, judged in member_options(worker, size=size, snapshot=snapshot).items():
-            picks[uid] = _Pick(judged, place.nodes, kept=place.kept)
+            picks[uid] = Pick(judged, place.nodes, kept=place.kept)
             plans[uid] = group_plan(worker, size=size)
     return plans
 
 
-def _prepared(intent: IntentView, *, snapshot: FleetSnapshot, policy: PlannerPolicy) -> Case:
+def _prepared(
+    intent: IntentView,
+    *,
+    snapshot: FleetSnapshot,
+    fleet: Ledger,
+    surveys: Surveys,
+    policy: PlannerPolicy,
+) -> Case:
     """Return an intent's case; what fails for one intent must not end everybody's plan."""
     try:
-        return prepare(intent, snapshot=snapshot, fleet=_fleet(snapshot), policy=policy)
+        return prepare(intent, snapshot=snapshot, fleet=fleet, surveys=surveys, policy=policy)
     except Exception as error:  # noqa: BLE001 - told in the intent's own condition
         message = (
             f"InferenceIntent {intent.namespace}/{intent.name}: the estimate failed with "
@@ -189,62 +230,41 @@ def _running(
     return found
 
 
-def _floors(
-    cases: Sequence[Case], ledger: Ledger, running: Mapping[str, tuple[Assignment, ...]]
-) -> dict[str, _Pick]:
+def _floors(units: Sequence[Unit], ledger: Ledger) -> dict[str, Pick]:
     """Take the least of every intent, what runs first: a newcomer never leaves it without a place."""
-    floors: dict[str, _Pick] = {}
-    for case in sorted(cases, key=lambda c: c.intent.uid not in running):
-        ours = running.get(case.intent.uid, ())
-        _let_go(ledger, ours)
-        floor = _floor(case, ledger)
+    floors: dict[str, Pick] = {}
+    for one in sorted(units, key=lambda u: not u.runs):
+        _let_go(ledger, one.runs)
+        floor = _floor(one.case, ledger)
         if floor is not None:
             ledger.take(floor.judged.option, floor.nodes)
-            floors[case.intent.uid] = floor
+            floors[one.uid] = floor
         else:
-            _hold(ledger, ours)
+            _hold(ledger, one.runs)
     return floors
 
 
 def _hold(ledger: Ledger, assignments: Iterable[Assignment]) -> None:
     """Reserve what runs until its own intent is decided about, and if nothing is found for it."""
     for one in assignments:
-        ledger.hold(one.config, _located(one), memory_bytes=one.memory_bytes)
+        ledger.hold(one.config, located(one), memory_bytes=one.memory_bytes)
 
 
 def _let_go(ledger: Ledger, assignments: Iterable[Assignment]) -> None:
     for one in assignments:
-        ledger.let_go(one.config, _located(one), memory_bytes=one.memory_bytes)
+        ledger.let_go(one.config, located(one), memory_bytes=one.memory_bytes)
 
 
-def _located(assignment: Assignment) -> Nodes:
-    """Return where the replicas are; the pods that a roll has beyond them are passing."""
-    left = assignment.replicas
-    found: list[tuple[str, int]] = []
-    for node, count in sorted(assignment.nodes):
-        found.append((node, min(count, left)))
-        left -= found[-1][1]
-    return tuple(found)
-
-
-def _acceptable(case: Case) -> list[Judged]:
-    """Return the options that may be created: with Refuse only those that meet the objective."""
-    if case.problem is not None:
-        return []
-    refuse = case.intent.infeasible == "Refuse"
-    return [j for j in case.options if j.meets or not refuse]
-
-
-def _floor(case: Case, ledger: Ledger) -> _Pick | None:
+def _floor(case: Case, ledger: Ledger) -> Pick | None:
     """Return the smallest option that fits, one that meets the objective before one that does not."""
-    options = sorted(_acceptable(case), key=lambda j: (not j.meets, footprint(j)))
+    options = sorted(acceptable(case), key=lambda j: (not j.meets, footprint(j)))
     return _first_fitting(case, options, ledger) or _stays(case, ledger)
 
 
 def _choose(
     case: Case, ledger: Ledger, *, snapshot: FleetSnapshot, policy: PlannerPolicy
-) -> _Pick | None:
-    best = _first_fitting(case, _acceptable(case), ledger)
+) -> Pick | None:
+    best = _first_fitting(case, acceptable(case), ledger)
     running = _stays(case, ledger)
     if best is None or running is None or case.settled:
         return best or running
@@ -253,50 +273,43 @@ def _choose(
     if current.option.config == best.judged.option.config and (
         current.option.replicas == best.judged.option.replicas
     ):
-        return _Pick(best.judged, best.nodes, kept=True)
-    if assignment is None or was_edited(case.intent, assignment) or not _allowed(case, current):
+        return Pick(best.judged, best.nodes, kept=True)
+    if assignment is None or was_edited(case.intent, assignment) or not allowed(case, current):
         return best
     cost = switching_cost(snapshot, current.option.fingerprint, policy=policy)
     return running if keeps(current, best.judged, cost=cost) else best
 
 
-def _allowed(case: Case, running: Judged) -> bool:
-    """Tell whether what runs is among the options that the spec allows."""
-    option, pins = running.option, case.intent.constraints
-    least, most = pins.min_replicas or 1, pins.max_replicas or option.replicas
-    configs = {j.option.config for j in case.every}
-    return option.config in configs and least <= option.replicas <= most
-
-
-def _first_fitting(case: Case, options: Sequence[Judged], ledger: Ledger) -> _Pick | None:
+def _first_fitting(case: Case, options: Sequence[Judged], ledger: Ledger) -> Pick | None:
     prefer = case.assignment.nodes if case.assignment else ()
     for judged in options:
         nodes = ledger.place(judged.option, prefer=prefer)
         if nodes is not None:
-            return _Pick(judged, nodes)
+            return Pick(judged, nodes)
     return None
 
 
-def _stays(case: Case, ledger: Ledger) -> _Pick | None:
+def _stays(case: Case, ledger: Ledger) -> Pick | None:
     """Return what runs, if there still is room: a prediction never takes serving pods away."""
     if case.running is None or case.assignment is None or case.assignment.replicas < 1:
         return None
     nodes = ledger.place(case.running.option, prefer=case.assignment.nodes)
-    return None if nodes is None else _Pick(case.running, nodes, kept=True)
+    return None if nodes is None else Pick(case.running, nodes, kept=True)
 
 
 def _explained(
     case: Case,
-    picks: dict[str, _Pick],
+    picks: dict[str, Pick],
     ledger: Ledger,
     *,
+    fleet: Ledger,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> IntentPlan:
     intent, load = case.intent, case.load
     pick = picks.get(intent.uid)
     holders = _holders(intent, picks, snapshot)
-    problem = _problem(case, pick, holders, _fleet(snapshot))
+    problem = _problem(case, pick, holders, fleet)
     message = problem.message if problem else ""
     if pick is not None and load is not None:
         said = chosen(intent, pick.judged, load)
@@ -309,7 +322,7 @@ def _explained(
         verdict = "PlannedNearest"
     if pick is not None:
         ledger.release(pick.judged.option, pick.nodes)
-    blocked = [j for j in case.every if ledger.place(j.option) is None]
+    blocked = [j for j in case.every if not ledger.fits(j.option)]
     if pick is not None:
         ledger.take(pick.judged.option, pick.nodes)
     others = [*case.options, *_best_of_others(case)]
@@ -351,7 +364,7 @@ def _best_of_others(case: Case) -> list[Judged]:
     return found
 
 
-def _problem(case: Case, pick: _Pick | None, holders: Holders, fleet: Ledger) -> Problem | None:
+def _problem(case: Case, pick: Pick | None, holders: Holders, fleet: Ledger) -> Problem | None:
     if case.problem is not None:
         return case.problem
     if pick is not None and pick.judged.meets:
@@ -370,7 +383,7 @@ def _problem(case: Case, pick: _Pick | None, holders: Holders, fleet: Ledger) ->
     )
 
 
-def _holders(intent: IntentView, picks: Mapping[str, _Pick], snapshot: FleetSnapshot) -> Holders:
+def _holders(intent: IntentView, picks: Mapping[str, Pick], snapshot: FleetSnapshot) -> Holders:
     """Return who else has a share, by plan or by pods; other namespaces' names stay theirs."""
     serving = {a.intent_uid for a in snapshot.assignments if a.replicas > 0}
     others = [
@@ -378,11 +391,21 @@ def _holders(intent: IntentView, picks: Mapping[str, _Pick], snapshot: FleetSnap
         for other in snapshot.intents
         if other.uid != intent.uid and (other.uid in picks or other.uid in serving)
     ]
+    mine = sorted((o.name, o.uid) for o in others if o.namespace == intent.namespace)
     return Holders(
-        names=tuple(sorted(o.name for o in others if o.namespace == intent.namespace)),
+        names=tuple(name for name, _ in mine),
+        threads=tuple(_threads(uid, picks, snapshot) for _, uid in mine),
         elsewhere=sum(o.namespace != intent.namespace for o in others),
         all_serve=all(o.uid in serving for o in others),
     )
+
+
+def _threads(uid: str, picks: Mapping[str, Pick], snapshot: FleetSnapshot) -> int:
+    """Return the threads that an intent has by plan, else by its pods."""
+    if uid in picks:
+        option = picks[uid].judged.option
+        return option.replicas * option.config.threads
+    return sum(a.replicas * a.config.threads for a in snapshot.assignments if a.intent_uid == uid)
 
 
 def _unpriced(case: Case) -> Problem | None:
@@ -390,7 +413,7 @@ def _unpriced(case: Case) -> Problem | None:
     return price_unknown(case.intent, case.every)
 
 
-def _notes(case: Case, pick: _Pick | None, snapshot: FleetSnapshot) -> tuple[str, ...]:
+def _notes(case: Case, pick: Pick | None, snapshot: FleetSnapshot) -> tuple[str, ...]:
     notes: list[str] = []
     if case.load is not None and case.load.assumed:
         notes.append(

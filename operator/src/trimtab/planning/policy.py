@@ -55,6 +55,11 @@ class PlannerPolicy:
     switching_cost_permille: int = 50
     reconfiguration_seconds: int = 120
     reconfiguration_scale_seconds: int = 1800
+    # §9, joints.md §14: time of the solver, ms; absolute gap of its losses, per mille; swaps of the
+    # greedy, count.
+    solver_milliseconds: int = 3_000
+    loss_gap_permille: int = 50
+    improving_swaps: int = 1_000
     # §4: fingerprints asked for at a time per intent. Count.
     measured_at_once: int = 4
     # §4, roofline: utilisation of peak compute and bandwidth, from the ~2* optimism of speed of

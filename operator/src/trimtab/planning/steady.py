@@ -22,6 +22,13 @@ _ITERATIONS = 40
 _GRID_STEP = 1.2
 _MOST_WAITING = 8
 _NEGLIGIBLE = 1e-7
+_EXACT = 1e-10
+
+StepTimes = dict[tuple[float, float, float, int], float]
+"""Step times of one step model, µs, by (prompt tokens, decodes, context, prompt length)."""
+
+_Wait = tuple[float, float, float, float]
+"""Probability, certain time, probability of queueing, mean of the queue's exponential tail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +71,15 @@ class Replica:
     """The closed-form behaviour of one replica: a step model, mean lengths and limits."""
 
     def __init__(
-        self, model: StepModel, *, prompt: int, output: int, limits: ReplicaLimits
+        self,
+        model: StepModel,
+        *,
+        prompt: int,
+        output: int,
+        limits: ReplicaLimits,
+        memo: StepTimes | None = None,
     ) -> None:
+        """Prepare; ``memo`` is kept by a caller who asks for many replicas of one step model."""
         self._model = model
         self._prompt = prompt
         self._tokens = max(1, output - 1)
@@ -74,7 +88,8 @@ class Replica:
         self._capacity: float | None = None
         self._times: dict[int, tuple[float, float]] = {}
         # Each is asked for again and again with equal arguments: per percentile, per iteration.
-        self._rested: dict[float, float] = {}
+        self._memo: StepTimes = {} if memo is None else memo
+        self._companies: dict[float, list[_Wait]] = {}
         self._firsts: dict[tuple[int, float], tuple[float, float, float]] = {}
         context = prompt + output / 2
         self._context = min(context, float(limits.window)) if limits.window else context
@@ -152,22 +167,10 @@ class Replica:
         service time and exponential tail, and the wait for a slot if all are taken. Prompts that
         are short beside the token budget share steps instead of queueing.
         """
-        found = [
-            (share, *self._first_token(k, state.rate))
-            for k, share in enumerate(state.seen)
-            if share > _NEGLIGIBLE
-        ]
+        found = self._company(state)
         if quantile is None:
             return sum(p * (sure + use * tail) for p, sure, use, tail in found)
-        low, high = 0.0, max(sure + 40 * tail for _, sure, _, tail in found)
-        for _ in range(_ITERATIONS):
-            middle = (low + high) / 2
-            late = sum(
-                p * (1.0 if middle < sure else use * math.exp(-(middle - sure) / tail))
-                for p, sure, use, tail in found
-            )
-            low, high = (middle, high) if late > 1 - quantile else (low, middle)
-        return high
+        return _exceeded(found, 1 - quantile)
 
     def decode_us(self, others: float) -> float:
         """Return the time of a step that decodes a request and ``others``."""
@@ -185,6 +188,16 @@ class Replica:
         chunk = self._prompt / self._chunks(batch)
         tokens = min(float(self._limits.token_budget), batch + chunk)
         return StepWork(tokens=tokens, sampled=batch, batch=batch, kv_tokens=batch * self._context)
+
+    def _company(self, state: Steady) -> Sequence[_Wait]:
+        """Return the waits of an arriving request by how many others it finds."""
+        if state.rate not in self._companies:
+            self._companies[state.rate] = [
+                (share, *self._first_token(k, state.rate))
+                for k, share in enumerate(state.seen)
+                if share > _NEGLIGIBLE
+            ]
+        return self._companies[state.rate]
 
     def _first_token(self, found: int, rate: float) -> tuple[float, float, float]:
         """Return (certain time, probability of queueing, mean of the queue's tail) beside others."""
@@ -264,22 +277,65 @@ class Replica:
         """Return the time of a step that only decodes; 0 if there is nothing to decode."""
         if batch <= 0:
             return 0.0
-        if batch not in self._rested:
+        key = (0.0, batch, self._context, 0)
+        if key not in self._memo:
             kv_tokens = batch * self._context
-            self._rested[batch] = self._model.step_us(
+            self._memo[key] = self._model.step_us(
                 StepWork(tokens=batch, sampled=batch, batch=batch, kv_tokens=kv_tokens)
             )
-        return self._rested[batch]
+        return self._memo[key]
 
     def _extra_us(self, chunk: float, *, beside: float) -> float:
         """Return what ``chunk`` prompt tokens add to a step of ``beside`` sequences."""
-        step = self._model.step_us(
-            StepWork(
-                tokens=chunk + beside,
-                sampled=1 + beside,
-                work=chunk * self._prompt / 2,
-                batch=beside,
-                kv_tokens=beside * self._context,
+        key = (chunk, beside, self._context, self._prompt)
+        if key not in self._memo:
+            self._memo[key] = self._model.step_us(
+                StepWork(
+                    tokens=chunk + beside,
+                    sampled=1 + beside,
+                    work=chunk * self._prompt / 2,
+                    batch=beside,
+                    kv_tokens=beside * self._context,
+                )
             )
-        )
-        return max(0.0, step - self._resting_us(beside))
+        return max(0.0, self._memo[key] - self._resting_us(beside))
+
+
+def _exceeded(waits: Sequence[_Wait], share: float) -> float:
+    """Return the time that a wait exceeds with probability ``share``.
+
+    That probability falls in jumps where a wait's certain time ends, and between them as a sum of
+    exponentials, on whose logarithm Newton's method comes from the left and never overshoots.
+    """
+    edges = sorted({sure for _, sure, _, _ in waits})
+    low, high = 0, len(edges)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _later(waits, edges[middle]) <= share else (middle + 1, high)
+    if low == 0:
+        return edges[0]
+    time = edges[low - 1]
+    edge = edges[low] if low < len(edges) else math.inf
+    ahead = sum(p for p, sure, _, _ in waits if sure > time)
+    begun = [wait for wait in waits if wait[1] <= time]
+    for _ in range(_ITERATIONS):
+        terms = [(p * use * math.exp(-(time - sure) / tail), tail) for p, sure, use, tail in begun]
+        value = ahead + sum(term for term, _ in terms)
+        slope = sum(term / tail for term, tail in terms)
+        if value <= share or slope <= 0:
+            break
+        step = value * math.log(value / share) / slope
+        time += step
+        if time >= edge:
+            return edge
+        if step <= _EXACT * time:
+            break
+    return time
+
+
+def _later(waits: Sequence[_Wait], time: float) -> float:
+    """Return the probability that a wait is longer than ``time``."""
+    return sum(
+        p * (1.0 if time < sure else use * math.exp(-(time - sure) / tail))
+        for p, sure, use, tail in waits
+    )

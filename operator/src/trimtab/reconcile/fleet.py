@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab.planning.plan import FleetPlan, IntentPlan
     from trimtab.planning.policy import PlannerPolicy
     from trimtab.planning.snapshot import FleetSnapshot
+    from trimtab.planning.survey import Surveys
 
 _log = structlog.get_logger(__name__)
 
@@ -45,7 +46,15 @@ def solve(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     """Run the planner; executed in the pool's process."""
     from trimtab.planning.fleet import plan_fleet  # noqa: PLC0415 - solver only where it runs
 
-    return plan_fleet(snapshot, policy)
+    return plan_fleet(snapshot, policy, surveys=_surveys())
+
+
+@functools.cache
+def _surveys() -> Surveys:
+    """Return what this process remembers of its last plan."""
+    from trimtab.planning.survey import Surveys  # noqa: PLC0415 - planner only where it runs
+
+    return Surveys()
 
 
 class Pool:

@@ -1,0 +1,72 @@
+"""What a plan may take over from the plan before."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.planning.builders import LOAD, POLICY, a_fingerprint, a_fleet, a_key, an_intent
+from trimtab.planning import survey
+from trimtab.planning.fleet import plan_fleet
+from trimtab.planning.prices import parse_price_book
+from trimtab.planning.survey import Surveys
+
+A, B = an_intent("a"), an_intent("b", load=replace(LOAD, requests_per_second=0.3))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Count the surveys that are made."""
+    calls = []
+    real = survey._survey
+
+    def counted(intent, *args, **kwargs):
+        calls.append(intent)
+        return real(intent, *args, **kwargs)
+
+    monkeypatch.setattr(survey, "_survey", counted)
+    return calls
+
+
+def test_only_what_changed_is_surveyed_again(made):
+    """A second plan asks for the options of the intent whose load changed, and of nobody else."""
+    known = Surveys()
+    plan_fleet(a_fleet(A, B), POLICY, surveys=known)
+    assert len(made) == 2
+    busier = replace(B, load=replace(LOAD, requests_per_second=0.5))
+    found = plan_fleet(a_fleet(A, busier), POLICY, surveys=known)
+    assert len(made) == 3
+    assert repr(found) == repr(plan_fleet(a_fleet(A, busier), POLICY))
+
+
+def test_a_plan_is_the_same_with_and_without_what_is_remembered(made):
+    """A new generation, another name or priority changes no prediction; the plan has the new ones."""
+    known = Surveys()
+    plan_fleet(a_fleet(A, B), POLICY, surveys=known)
+    renamed = replace(A, uid="uid-c", name="c", generation=7, priority=3)
+    found = plan_fleet(a_fleet(renamed, B), POLICY, surveys=known)
+    assert len(made) == 2
+    assert repr(found) == repr(plan_fleet(a_fleet(renamed, B), POLICY))
+    assert {p.name: p.generation for p in found.intents} == {"b": 1, "c": 7}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prices": parse_price_book({"cpuHour": {"*": "9"}, "memoryGiBHour": "0.005"})},
+        {"fingerprints": (a_fingerprint(key=a_key(threads=1)),)},
+        {"gateway_overhead_us": 500},
+    ],
+)
+def test_whatever_predictions_are_made_from_forgets_everything(made, fields):
+    """New prices, fingerprints or overheads: nothing of the last plan is used."""
+    known = Surveys()
+    plan_fleet(a_fleet(A, B), POLICY, surveys=known)
+    found = plan_fleet(a_fleet(A, B, **fields), POLICY, surveys=known)
+    assert len(made) == 4
+    assert repr(found) == repr(plan_fleet(a_fleet(A, B, **fields), POLICY))
+
+
+def test_a_survey_belongs_to_a_plan():
+    """Asking before a plan began is a bug, and says so."""
+    with pytest.raises(RuntimeError, match="before a plan began"):
+        Surveys().of(A, A.model, (), load=None)
