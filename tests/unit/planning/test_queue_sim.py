@@ -234,9 +234,23 @@ def test_quantiles_are_linear_between_neighbours():
     assert quantile([], 0.5) != quantile([], 0.5)
 
 
+_BURSTS = pytest.mark.xfail(
+    reason="the closed form does not see bursts of long prompts (docs/concepts/planning.md)",
+    strict=True,
+)
+
+
 @pytest.mark.parametrize(
     ("prompt", "output", "load"),
-    [(32, 64, 0.3), (128, 64, 0.5), (128, 256, 0.7), (32, 256, 0.7), (256, 64, 0.3)],
+    [
+        (32, 64, 0.3),
+        (128, 64, 0.5),
+        (128, 256, 0.7),
+        (32, 256, 0.7),
+        (256, 64, 0.3),
+        pytest.param(512, 64, 0.7, marks=_BURSTS),
+        pytest.param(1024, 64, 0.5, marks=_BURSTS),
+    ],
 )
 def test_the_closed_form_agrees_with_the_simulation(prompt, output, load):
     """Mean TPOT of the steady state is within 10 % of the simulated one at up to 70 % of capacity."""
