@@ -24,7 +24,7 @@ from trimtab_workers.engine.types import Request, SamplingParams
 REQUESTS = 200
 BUDGET = 256
 SEQUENCES = 16
-LINK_BYTES_PER_US = 50.0
+LINK_BYTES_PER_US = 2.0
 
 
 class Metered:
@@ -136,7 +136,7 @@ def expanded(events):
 def test_the_simulation_makes_the_engine_s_steps(
     *, case, kv_slabs, pressure, caching, preemptions, rate
 ):
-    """Every step's composition is equal, and first tokens come within 1 %."""
+    """Every step's composition is equal, and so are first-token times (1 % is asked)."""
     meter = Metered()
     engine = an_engine(meter, kv_slabs=kv_slabs, pressure=pressure, caching=caching)
     tenant = engine.tenant("m")
@@ -177,8 +177,7 @@ def test_the_simulation_makes_the_engine_s_steps(
     assert result.rejected == len(refused)
     assert {s.index for s in result.served} == set(firsts)
     for served in result.served:
-        assert served.first_us == pytest.approx(firsts[served.index], rel=0.01)
         wait = firsts[served.index] - arrivals[served.index].at_us
-        assert served.ttft_us == pytest.approx(wait, rel=0.01)
+        assert served.ttft_us == pytest.approx(wait, rel=1e-6)
     if rate > 1:
         assert result.preemptions >= preemptions, "the case is to be one of pressure"
