@@ -89,6 +89,14 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="one GPU: steps with streamed layers beside the formula, and the slot rule",
         extra="engine",
     ),
+    "planner-error": Bench(
+        module="trimtab.bench.planner_error",
+        doc="predictions from the catalogue beside measured rows, raw and with anchors",
+    ),
+    "planner-choice": Bench(
+        module="trimtab.bench.planner_choice",
+        doc="choices from the catalogue on an 8-GPU node, judged by measured rows",
+    ),
     "c2c": Bench(
         module="trimtab_workers.engine.bench",
         doc="one GPU: EMULATION of a fast link by copies within its memory",

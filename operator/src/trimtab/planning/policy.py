@@ -21,6 +21,17 @@ class PlannerPolicy:
     # §7: above this share of the capacity the closed form, without a simulation of the queue, costs
     # one level; below it, it is within about 10 % of a simulation step by step. Per mille, decision.
     screened_utilisation_permille: int = 300
+    # §7, anchors: steps that one must hold, and how many of the newest are kept per key. Counts.
+    anchor_steps: int = 200
+    kept_anchors: int = 64
+    # §7: what makes anchors good: their count, the ratio of their batches, and the median error of
+    # each under the others' correction, per mille.
+    good_anchors: int = 4
+    good_anchor_spread: int = 4
+    good_anchor_error_permille: int = 50
+    # §7: share of the nearest size's correction outside the anchored tensor-parallel sizes, per
+    # mille. Decision: anchors at one size say something about its neighbours, not all.
+    beyond_anchored_permille: int = 500
     # §8, MinLatency: within 2 % of the best the cheaper option wins; a replica that gains less
     # than 2 % is not added. Per mille, decision.
     latency_tie_permille: int = 20

@@ -123,9 +123,19 @@ class EngineCapabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """60 s of decode-only steps of a live replica (planner.md §7)."""
+    """60 s of decode-only steps of a live replica (planner.md §7).
+
+    Attributes:
+        key: Digest of the fingerprint key of what runs.
+        tensor_parallel_size: Of that key: anchors of one size correct the others with care.
+        batch: Mean sequences.
+        kv_tokens: Mean KV tokens of all sequences together.
+        step_us: Mean time of a step.
+        steps: How many there were.
+    """
 
     key: str
+    tensor_parallel_size: int = 1
     batch: float
     kv_tokens: float
     step_us: int

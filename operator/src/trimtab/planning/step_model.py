@@ -118,6 +118,7 @@ class StepModel:
         mixed_error: The same, signed, of the mixed points; None without any.
         standard_error: Largest relative SE of the full-depth time over the grid.
         grid: Largest (tokens, batch, context) measured.
+        correction: From live replicas, ln(factor) over log₂ B; None if there is none (§7).
     """
 
     fixed: Curve
@@ -127,13 +128,17 @@ class StepModel:
     mixed_error: float | None
     standard_error: float
     grid: tuple[int, int, int]
+    correction: Curve | None = None
 
     def step_us(self, work: StepWork) -> float:
         """Return the time of one step, µs."""
-        return self.fixed_us(work) + sum(k.layers * k.layer_us(work) for k in self.kinds)
+        plain = self.fixed_us(work) + sum(k.layers * k.layer_us(work) for k in self.kinds)
+        if self.correction is None:
+            return plain
+        return plain * math.exp(self.correction.at(math.log2(max(1.0, work.batch))))
 
     def fixed_us(self, work: StepWork) -> float:
-        """Return the part that does not depend on depth, µs."""
+        """Return the part that does not depend on depth, µs; never corrected."""
         others = max(0.0, work.tokens - work.sampled)
         return self.fixed.at(work.sampled) + self.fixed_us_per_token * others
 
