@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from trimtab.cli import crds, finalizers, model, simulate
+from trimtab.cli import crds, finalizers, fingerprint, model, simulate
 from trimtab.cli.bench import bench
 from trimtab.cli.output import write
 from trimtab.cli.plan import plan
@@ -31,6 +31,7 @@ app.command(
 app.add_typer(crds.app, name="crds")
 app.add_typer(model.app, name="model")
 app.add_typer(simulate.app, name="simulate")
+app.add_typer(fingerprint.app, name="fingerprint")
 app.add_typer(finalizers.app, name="finalizers")
 
 

@@ -59,10 +59,11 @@ def best_for(key: FingerprintKey, fingerprints: Iterable[Fingerprint]) -> Finger
     """Return the fingerprint to use for a key, or None.
 
     A measurement of another engine version serves until it is repeated (it lowers the confidence);
-    one of another product, CPU model or thread count never does (AIBrix #507).
+    one of another product, CPU model or thread count never does (AIBrix #507), nor one of shapes
+    for a group that leaves its all-reduces out: on PCIe that is the largest single error.
     """
     order = {"Measured": 0, "Catalogue": 1, "Roofline": 2}
-    fitting = [f for f in fingerprints if _serves(f.key, key)]
+    fitting = [f for f in fingerprints if _serves(f.key, key) and _counts_exchange(f)]
     exact = [f for f in fitting if f.key == key] or fitting
     return min(
         exact, key=lambda f: (order[f.source], _newest(f.taken), f.key.digest()), default=None
@@ -321,6 +322,14 @@ def _serves(have: FingerprintKey, want: FingerprintKey) -> bool:
     ):
         return False
     return replace(have, engine_version="", flags=()) == replace(want, engine_version="", flags=())
+
+
+def _counts_exchange(fingerprint: Fingerprint) -> bool:
+    return (
+        fingerprint.tp_mode == "Real"
+        or fingerprint.key.tensor_parallel_size == 1
+        or bool(fingerprint.collective)
+    )
 
 
 def _newest(taken: str) -> tuple[int, ...]:

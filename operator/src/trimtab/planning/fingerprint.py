@@ -145,7 +145,7 @@ class Fingerprint:
         prefill: Points with a chunk only.
         mixed: Points with both, to check the model built from the others.
         memory: One row per depth.
-        collective: All-reduce curve, (bytes, µs).
+        collective: All-reduce curve, (bytes, µs), that emulated times already contain.
         notes: What lowers the confidence.
         device_seconds: Devices * seconds that measuring took.
         taken: RFC 3339 time, empty for derived documents.
