@@ -1,10 +1,12 @@
+import math
+import random
 from statistics import fmean
 
 import pytest
 
 from tests.unit.planning.builders import a_fingerprint
 from tests.unit.planning.queue_oracle import poisson, simulate, tpots, ttfts
-from trimtab.planning.steady import Replica, ReplicaLimits
+from trimtab.planning.steady import Replica, ReplicaLimits, _Company
 from trimtab.planning.step_model import fit
 
 DEPTH = 30
@@ -115,3 +117,33 @@ def test_a_request_finds_more_company_than_a_poisson_number():
     state = replica.steady(0.7 * replica.capacity())
     assert state.others(0.95) > state.running + 1.645 * state.running**0.5
     assert abs(sum(state.seen) - 1) < 1e-9
+
+
+def test_a_quantile_of_waits_is_what_bisection_finds():
+    """Jumps and exponential tails, equal certain times and waits that never queue among them."""
+    draw = random.Random(7)
+    jumps = 0
+    for _ in range(300):
+        shares = [draw.random() ** 3 + 1e-9 for _ in range(draw.randint(1, 40))]
+        waits = [
+            (
+                share / sum(shares),
+                draw.choice([1e4, 3e4, draw.random() * 1e6]),
+                draw.choice([0.0, 0.99 * draw.random()]),
+                1 + draw.random() * 1e5,
+            )
+            for share in shares
+        ]
+        quantile = draw.choice([0.5, 0.95, 0.99])
+        low, high = 0.0, max(sure + 40 * tail for _, sure, _, tail in waits)
+        for _ in range(60):
+            middle = (low + high) / 2
+            late = sum(
+                p * (1.0 if middle < sure else use * math.exp((sure - middle) / tail))
+                for p, sure, use, tail in waits
+            )
+            low, high = (middle, high) if late > 1 - quantile else (low, middle)
+        found = _Company.of(waits).exceeded(1 - quantile)
+        assert found == pytest.approx(high, rel=1e-9)
+        jumps += any(found == sure for _, sure, _, _ in waits)
+    assert 0 < jumps < 300

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Self
 
 from trimtab.planning.step_model import StepModel, StepWork
 
@@ -29,6 +30,73 @@ StepTimes = dict[tuple[float, float, float, int], float]
 
 _Wait = tuple[float, float, float, float]
 """Probability, certain time, probability of queueing, mean of the queue's exponential tail."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Company:
+    """Waits with rising certain times, and the probability of each one and all after it."""
+
+    waits: tuple[_Wait, ...]
+    ahead: tuple[float, ...]
+
+    @classmethod
+    def of(cls, waits: Sequence[_Wait]) -> Self:
+        ranked = sorted(waits, key=lambda wait: wait[1])
+        ahead = [0.0]
+        for wait in reversed(ranked):
+            ahead.append(ahead[-1] + wait[0])
+        return cls(tuple(ranked), tuple(reversed(ahead)))
+
+    def exceeded(self, share: float) -> float:
+        """Return the time that a wait exceeds with probability ``share``.
+
+        That probability falls in jumps where a certain time ends, and between them as a sum of
+        exponentials, on whose logarithm Newton's method comes from the left and never overshoots.
+        """
+        first = self._first(share)
+        if first == 0:
+            return self.waits[0][1]
+        time = self.waits[first - 1][1]
+        edge = self.waits[first][1] if first < len(self.waits) else math.inf
+        for _ in range(_ITERATIONS):
+            value, slope = self.ahead[first], 0.0
+            for p, sure, use, tail in self.waits[:first]:
+                late = p * use * math.exp((sure - time) / tail)
+                value += late
+                slope += late / tail
+            if value <= share:
+                break
+            step = value * math.log(value / share) / slope if slope > 0 else math.inf
+            time += step
+            if time >= edge:
+                return edge
+            if step <= _EXACT * time:
+                break
+        return time
+
+    def _first(self, share: float) -> int:
+        """Return the first wait at whose certain time at most ``share`` is left; none: their number."""
+        # Before this one more than that lies ahead alone.
+        low, high = 0, len(self.waits)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.ahead[middle + 1] <= share else (middle + 1, high)
+        step = 1
+        while low < len(self.waits) and self._left(low) > share:
+            low, step = low + step, 2 * step
+        low, high = max(0, low - step // 2), min(low, len(self.waits))
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._left(middle) <= share else (middle + 1, high)
+        return low
+
+    def _left(self, index: int) -> float:
+        """Return the probability that a wait is longer than one's certain time."""
+        time = self.waits[index][1]
+        return self.ahead[index + 1] + sum(
+            p * use * math.exp((sure - time) / tail)
+            for p, sure, use, tail in self.waits[: index + 1]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +154,11 @@ class Replica:
         self._decodes = output > 1
         self._limits = limits
         self._capacity: float | None = None
-        self._times: dict[int, tuple[float, float]] = {}
+        self._times: dict[int, tuple[float, float, float]] = {}
         # Each is asked for again and again with equal arguments: per percentile, per iteration.
         self._memo: StepTimes = {} if memo is None else memo
-        self._companies: dict[float, list[_Wait]] = {}
+        self._rested: dict[float, float] = {}
+        self._companies: dict[float, _Company] = {}
         self._firsts: dict[tuple[int, float], tuple[float, float, float]] = {}
         context = prompt + output / 2
         self._context = min(context, float(limits.window)) if limits.window else context
@@ -169,8 +238,8 @@ class Replica:
         """
         found = self._company(state)
         if quantile is None:
-            return sum(p * (sure + use * tail) for p, sure, use, tail in found)
-        return _exceeded(found, 1 - quantile)
+            return sum(p * (sure + use * tail) for p, sure, use, tail in found.waits)
+        return found.exceeded(1 - quantile)
 
     def decode_us(self, others: float) -> float:
         """Return the time of a step that decodes a request and ``others``."""
@@ -189,14 +258,15 @@ class Replica:
         tokens = min(float(self._limits.token_budget), batch + chunk)
         return StepWork(tokens=tokens, sampled=batch, batch=batch, kv_tokens=batch * self._context)
 
-    def _company(self, state: Steady) -> Sequence[_Wait]:
+    def _company(self, state: Steady) -> _Company:
         """Return the waits of an arriving request by how many others it finds."""
         if state.rate not in self._companies:
-            self._companies[state.rate] = [
+            waits = [
                 (share, *self._first_token(k, state.rate))
                 for k, share in enumerate(state.seen)
                 if share > _NEGLIGIBLE
             ]
+            self._companies[state.rate] = _Company.of(waits)
         return self._companies[state.rate]
 
     def _first_token(self, found: int, rate: float) -> tuple[float, float, float]:
@@ -244,9 +314,12 @@ class Replica:
         """Return the mean time of a step of ``batch`` while prompts arrive at ``rate``."""
         if batch not in self._times:
             chunk = self._prompt / self._chunks(batch)
-            self._times[batch] = (self._resting_us(batch), self._extra_us(chunk, beside=batch))
-        decode, extra = self._times[batch]
-        chunk = self._prompt / self._chunks(batch)
+            self._times[batch] = (
+                self._resting_us(batch),
+                self._extra_us(chunk, beside=batch),
+                chunk,
+            )
+        decode, extra, chunk = self._times[batch]
         per_us = rate / 1e6 * self._prompt
         share = per_us / chunk * extra
         if share < 1 and per_us * decode / (1 - share) <= chunk:
@@ -277,19 +350,26 @@ class Replica:
         """Return the time of a step that only decodes; 0 if there is nothing to decode."""
         if batch <= 0:
             return 0.0
+        found = self._rested.get(batch)
+        if found is not None:
+            return found
         key = (0.0, batch, self._context, 0)
-        if key not in self._memo:
+        found = self._memo.get(key)
+        if found is None:
             kv_tokens = batch * self._context
-            self._memo[key] = self._model.step_us(
+            found = self._model.step_us(
                 StepWork(tokens=batch, sampled=batch, batch=batch, kv_tokens=kv_tokens)
             )
-        return self._memo[key]
+            self._memo[key] = found
+        self._rested[batch] = found
+        return found
 
     def _extra_us(self, chunk: float, *, beside: float) -> float:
         """Return what ``chunk`` prompt tokens add to a step of ``beside`` sequences."""
         key = (chunk, beside, self._context, self._prompt)
-        if key not in self._memo:
-            self._memo[key] = self._model.step_us(
+        step = self._memo.get(key)
+        if step is None:
+            step = self._model.step_us(
                 StepWork(
                     tokens=chunk + beside,
                     sampled=1 + beside,
@@ -298,44 +378,5 @@ class Replica:
                     kv_tokens=beside * self._context,
                 )
             )
-        return max(0.0, self._memo[key] - self._resting_us(beside))
-
-
-def _exceeded(waits: Sequence[_Wait], share: float) -> float:
-    """Return the time that a wait exceeds with probability ``share``.
-
-    That probability falls in jumps where a wait's certain time ends, and between them as a sum of
-    exponentials, on whose logarithm Newton's method comes from the left and never overshoots.
-    """
-    edges = sorted({sure for _, sure, _, _ in waits})
-    low, high = 0, len(edges)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _later(waits, edges[middle]) <= share else (middle + 1, high)
-    if low == 0:
-        return edges[0]
-    time = edges[low - 1]
-    edge = edges[low] if low < len(edges) else math.inf
-    ahead = sum(p for p, sure, _, _ in waits if sure > time)
-    begun = [wait for wait in waits if wait[1] <= time]
-    for _ in range(_ITERATIONS):
-        terms = [(p * use * math.exp(-(time - sure) / tail), tail) for p, sure, use, tail in begun]
-        value = ahead + sum(term for term, _ in terms)
-        slope = sum(term / tail for term, tail in terms)
-        if value <= share or slope <= 0:
-            break
-        step = value * math.log(value / share) / slope
-        time += step
-        if time >= edge:
-            return edge
-        if step <= _EXACT * time:
-            break
-    return time
-
-
-def _later(waits: Sequence[_Wait], time: float) -> float:
-    """Return the probability that a wait is longer than ``time``."""
-    return sum(
-        p * (1.0 if time < sure else use * math.exp(-(time - sure) / tail))
-        for p, sure, use, tail in waits
-    )
+            self._memo[key] = step
+        return max(0.0, step - self._resting_us(beside))
