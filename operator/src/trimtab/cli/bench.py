@@ -102,6 +102,10 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="one GPU: EMULATION of a fast link by copies within its memory",
         extra="engine",
     ),
+    "planner-change": Bench(
+        module="trimtab.bench.planner_change",
+        doc="simulation: edits, three times the load, nodes lost and gained, prices; rules on and off",
+    ),
 }
 
 

@@ -253,6 +253,24 @@ class IntentPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What was found about one intent that runs, for the way to its plan.
+
+    Attributes:
+        uid: Of the intent.
+        meets: The wanted option meets the objective.
+        running_meets: So does what runs, at the planned load.
+        fewest: Replicas of the running configuration, at most one step fewer than there are, that meet
+            the target with margin + 10 points at the busy load.
+    """
+
+    uid: str
+    meets: bool
+    running_meets: bool
+    fewest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetPlan:
     """One decision per intent, sorted by namespace and name.
 
@@ -262,8 +280,10 @@ class FleetPlan:
         solver: ``Direct`` if everybody has what it would take alone; else who shared the fleet
             out: ``HiGHSTimeLimit`` if the time ran out before the choice was proven best,
             ``Greedy`` if HiGHS is missing or failed.
+        findings: About what runs; added where steps are made from them.
     """
 
     intents: tuple[IntentPlan, ...]
     policy: str
     solver: Solver = "Direct"
+    findings: tuple[Findings, ...] = ()

@@ -102,6 +102,64 @@ class PlannerPolicy:
     # below what one core copies.
     cpu_reload_bytes_per_us: int = 4_000
 
+    # §9, re-planning. A load is outside its band below 0.6 times the planned one for 5 min, or
+    # above 1.2 times it for 1 min; per mille and seconds.
+    load_low_permille: int = 600
+    load_high_permille: int = 1200
+    load_low_seconds: int = 300
+    load_high_seconds: int = 60
+    # A slower rise is seen over these windows too, as soon as it stands out of the noise. Decision.
+    load_rise_seconds: tuple[int, ...] = (60, 300, 1800)
+    # How many standard deviations of the count a load must lie outside its band; thousandths. Three
+    # keep Poisson arrivals at the planned rate from asking for plans (decision).
+    load_sigma_milli: int = 3000
+    # Observed load replaces declared and assumed load after so many requests or seconds (§8).
+    observed_requests: int = 200
+    observed_seconds: int = 600
+    # The busy load that scale-down is judged at: this percentile of the rates of 5 min within 30 min.
+    busy_window_seconds: int = 1800
+    busy_rate_seconds: int = 300
+    busy_percentile: int = 95
+    # A target is missed, or a scale-down fits, for so long before it counts. Seconds.
+    missed_seconds: int = 300
+    spare_seconds: int = 600
+    # What scale-down adds to the margin, per mille.
+    spare_margin_permille: int = 100
+    # Drift of anchors: more than this (or the margin) in so many windows in a row. Per mille, count.
+    drift_permille: int = 100
+    drift_windows: int = 3
+    # Changes of one plan are gathered until it is quiet, at most the second figure. Seconds.
+    debounce_seconds: int = 2
+    debounce_most_seconds: int = 10
+    # At most one change per intent in this time, with exceptions. Seconds, decision.
+    dwell_seconds: int = 600
+    # A change that is not over after this time no longer holds up the next. Seconds, decision.
+    change_seconds: int = 1200
+    # Replicas move by at most this share, at least by one (Dynamo PR #14296). Per mille.
+    step_permille: int = 250
+    # At most this share of a product's devices, or one intent's change, in transition. Per mille.
+    transition_permille: int = 100
+
+    def hurried(self, divisor: float) -> "PlannerPolicy":
+        """Return the policy with the times of re-planning divided, at least a second: for tests."""
+
+        def fast(seconds: int) -> int:
+            return max(1, round(seconds / divisor))
+
+        return dataclasses.replace(
+            self,
+            load_low_seconds=fast(self.load_low_seconds),
+            load_high_seconds=fast(self.load_high_seconds),
+            load_rise_seconds=tuple(fast(s) for s in self.load_rise_seconds),
+            observed_seconds=fast(self.observed_seconds),
+            busy_window_seconds=fast(self.busy_window_seconds),
+            busy_rate_seconds=fast(self.busy_rate_seconds),
+            missed_seconds=fast(self.missed_seconds),
+            spare_seconds=fast(self.spare_seconds),
+            dwell_seconds=fast(self.dwell_seconds),
+            change_seconds=fast(self.change_seconds),
+        )
+
     def digest(self) -> str:
         """Return 16 hex digits over every constant."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)

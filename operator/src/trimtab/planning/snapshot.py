@@ -73,6 +73,8 @@ class IntentView:
     ``model`` is None until it was inspected. ``load`` is None where none is declared or observed.
     ``created_seconds`` is Unix time. ``group_id`` is the id of a sharing group that it would found.
     ``volume_nodes`` are the nodes that can mount the model's files; None where all can.
+    ``busy_load`` is what fewer replicas would have to carry: the p95 of the last 30 min; None means
+    the planned load.
     """
 
     uid: str
@@ -90,6 +92,7 @@ class IntentView:
     priority: int = 0
     group_id: str = ""
     volume_nodes: tuple[str, ...] | None = None
+    busy_load: Load | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,125 @@
+"""What a plan's change needs to know: whether what runs still does, and with how few replicas.
+
+Made where plans are made, from the same snapshot; ``next_step`` adds time to it. Scale-down follows
+a consolidation that was computed, not a rate that fell: r - 1 replicas take the whole load of the
+busy part of the last half hour, and meet the target with 10 points more than the margin (planner.md
+§9; Dynamo PR #9294 flapped between one and two replicas without that).
+"""
+
+from dataclasses import replace
+
+from trimtab.planning.estimate import evaluate, find_source
+from trimtab.planning.objectives import Judged, judge
+from trimtab.planning.plan import Findings, FleetPlan, Option
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.replan import bound
+from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView, Load, ModelView
+from trimtab.planning.workload import PlannedLoad, planned_load
+
+
+def findings(
+    snapshot: FleetSnapshot, plan: FleetPlan, *, policy: PlannerPolicy
+) -> tuple[Findings, ...]:
+    """Return what was found about every intent of a plan that has a worker of its own."""
+    wanted = {p.uid: p.option for p in plan.intents if p.group is None}
+    intents = {i.uid: i for i in snapshot.intents}
+    found = []
+    for assignment in sorted(snapshot.assignments, key=lambda a: a.intent_uid):
+        intent = intents.get(assignment.intent_uid)
+        option = wanted.get(assignment.intent_uid)
+        alone = not assignment.group and assignment.replicas > 0
+        if alone and intent is not None and intent.model is not None and option is not None:
+            try:
+                one = _found(
+                    intent,
+                    model=intent.model,
+                    assignment=assignment,
+                    option=option,
+                    snapshot=snapshot,
+                    policy=policy,
+                )
+            except Exception:  # noqa: BLE001, S112 - without findings nothing of it is taken away
+                continue
+            found.append(one)
+    return tuple(found)
+
+
+def _found(
+    intent: IntentView,
+    *,
+    model: ModelView,
+    assignment: Assignment,
+    option: Option,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+) -> Findings:
+    if (option.config, option.replicas) == (assignment.config, assignment.replicas):
+        # Nothing is to change, so nothing needs to be found out: predictions are not free.
+        return Findings(uid=intent.uid, meets=True, running_meets=True, fewest=assignment.replicas)
+    load = planned_load(intent.load, context_length=model.context_length, policy=policy)
+    busy = _busy(intent.busy_load, load)
+    source = find_source(
+        model,
+        assignment.config,
+        fingerprints=snapshot.fingerprints,
+        capabilities=snapshot.capabilities,
+        policy=policy,
+    )
+
+    def judged(replicas: int, at: PlannedLoad) -> Judged:
+        one = evaluate(
+            intent,
+            model,
+            assignment.config,
+            replicas=replicas,
+            load=at,
+            source=source,
+            capabilities=snapshot.capabilities,
+            prices=snapshot.prices,
+            overhead_us=snapshot.gateway_overhead_us,
+            policy=policy,
+        )
+        return judge(intent, one, load=at, priced=False, policy=policy)
+
+    def spares(replicas: int) -> bool:
+        one = judged(replicas, busy).option
+        more = replace(
+            one,
+            margin_permille=one.margin_permille + policy.spare_margin_permille,
+            ttft_margin_permille=one.ttft_margin_permille + policy.spare_margin_permille,
+        )
+        roomy = judge(intent, more, load=busy, priced=False, policy=policy)
+        return roomy.meets and _has_headroom(more, policy)
+
+    fewest = assignment.replicas
+    least = max(1, assignment.replicas - bound(assignment.replicas, policy=policy))
+    # Only fewer than run matter, and more than the plan wants: each costs a prediction.
+    while fewest > max(least, min(option.replicas, assignment.replicas)) and spares(fewest - 1):
+        fewest -= 1
+    return Findings(
+        uid=intent.uid,
+        meets=judge(intent, option, load=load, priced=False, policy=policy).meets,
+        running_meets=judged(assignment.replicas, load).meets,
+        fewest=fewest,
+    )
+
+
+def _busy(busy: Load | None, planned: PlannedLoad) -> PlannedLoad:
+    if busy is None:
+        return planned
+    return PlannedLoad(
+        rate=busy.requests_per_second,
+        prompt=busy.prompt_tokens,
+        output=busy.output_tokens,
+        assumed=False,
+    )
+
+
+def _has_headroom(option: Option, policy: PlannerPolicy) -> bool:
+    """Tell whether an option keeps margin + 10 points of its capacity, targets or none.
+
+    Objectives without a target would scale down to a replica that is just not overloaded.
+    """
+    predicted = option.predicted
+    most = 1000 * 1000 // (1000 + policy.margin_high_permille + policy.spare_margin_permille)
+    return not predicted.overloaded and predicted.utilisation_permille <= most

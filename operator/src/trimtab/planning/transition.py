@@ -1,0 +1,142 @@
+"""How much of a fleet may change at once: one intent's change, or 10 % of a product's devices.
+
+Steps that restore service are never held: what is lost or new disturbs nobody who serves. What is
+already under way counts first, so a budget in use is no reason to stop half-way (planner.md §9).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.replan import Cause, Running, Step
+from trimtab.planning.snapshot import Config, CpuPool
+
+# The most urgent first; what a target misses comes before what is merely better.
+_URGENCY: Mapping[Cause, int] = {
+    "Lost": 0,
+    "New": 0,
+    "Pins": 1,
+    "Edit": 1,
+    "Needed": 1,
+    "Missed": 2,
+    "Better": 3,
+    "Spare": 4,
+    "None": 5,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One intent's step, before the fleet's budget is looked at.
+
+    Attributes:
+        uid: Of the intent.
+        priority: Higher first.
+        created_seconds: Of the intent, Unix time; the older first.
+        running: What exists; None for what is created.
+        step: What it wants to do next.
+    """
+
+    uid: str
+    priority: int
+    created_seconds: int
+    running: Running | None
+    step: Step
+
+
+def devices(config: Config) -> int:
+    """Return how many devices one replica takes: GPUs, on ``cpu`` threads."""
+    if config.product == "cpu":
+        return config.threads
+    return config.tensor_parallel_size * config.pipeline_parallel_size
+
+
+def devices_by_product(pools: Iterable[CpuPool]) -> dict[str, int]:
+    """Return how many whole devices the fleet has, by product."""
+    found: dict[str, int] = {}
+    for pool in pools:
+        found[pool.product] = found.get(pool.product, 0) + pool.millicores // 1000
+    return found
+
+
+def in_transition(running: Running) -> int:
+    """Return the devices of an intent whose replicas are not ready yet, or on their way out."""
+    if running.rolling:
+        return running.replicas * devices(running.config)
+    return max(0, running.replicas - running.ready) * devices(running.config)
+
+
+def changed(candidate: Candidate) -> int:
+    """Return the devices that a step puts in transition beyond those that are already."""
+    step, running = candidate.step, candidate.running
+    each = devices(step.config)
+    if running is None or step.kind == "Create":
+        return step.replicas * each
+    if step.kind == "Move":
+        return max(0, step.replicas * each - in_transition(running))
+    return abs(step.replicas - running.replicas) * each
+
+
+def admit(
+    candidates: Iterable[Candidate], *, totals: Mapping[str, int], policy: PlannerPolicy
+) -> dict[str, Step]:
+    """Return every intent's step, those beyond the budget turned into ``Keep``.
+
+    Args:
+        candidates: One per intent.
+        totals: Devices of the fleet by product.
+        policy: The share that may be in transition.
+    """
+    every = list(candidates)
+    moving: dict[str, int] = {}
+    for candidate in every:
+        if candidate.running is not None:
+            product = candidate.running.config.product
+            moving[product] = moving.get(product, 0) + in_transition(candidate.running)
+    steps: dict[str, Step] = {}
+    for candidate in sorted(every, key=_order):
+        steps[candidate.uid] = step = candidate.step
+        if step.kind == "Keep":
+            continue
+        product, more = step.config.product, changed(candidate)
+        now = moving.get(product, 0)
+        limit = totals.get(product, 0) * policy.transition_permille // 1000
+        free = step.cause in ("Lost", "New", "Pins")
+        if not free and now and now + more > limit and not _goes_on(candidate, moving):
+            steps[candidate.uid] = _held(candidate)
+            continue
+        moving[product] = now + more
+    return steps
+
+
+def _order(candidate: Candidate) -> tuple[int, int, int, str]:
+    return (
+        _URGENCY[candidate.step.cause],
+        -candidate.priority,
+        candidate.created_seconds,
+        candidate.uid,
+    )
+
+
+def _goes_on(candidate: Candidate, moving: Mapping[str, int]) -> bool:
+    """Tell whether all that is in transition is this intent's own change: it may go on with it."""
+    if candidate.running is None:
+        return False
+    product = candidate.step.config.product
+    own = in_transition(candidate.running) if candidate.running.config.product == product else 0
+    return own > 0 and own == moving.get(product, 0)
+
+
+def _held(candidate: Candidate) -> Step:
+    running = candidate.running
+    if running is None:
+        raise RuntimeError("A creation is never held; this is a bug, please report it.")
+    return replace(
+        candidate.step,
+        kind="Keep",
+        config=running.config,
+        replicas=running.replicas,
+        cause="None",
+        held="Transition",
+        mode="None",
+    )
