@@ -28,7 +28,7 @@ from trimtab.planning.triggers import Debounce, SpareWatch
 
 MANY = settings(max_examples=100, deadline=None)
 SOME = settings(max_examples=30, deadline=None)
-FEW = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NOW = 10_000 * MINUTE
 
 existing = st.builds(

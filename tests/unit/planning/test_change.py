@@ -50,7 +50,7 @@ def test_three_times_the_load_is_followed_step_by_step_and_back():
     def rate(second):
         return REPLICA * (11.7 if 600 <= second < 3000 else 3.9)
 
-    life = a_world({"chat": rate}, seconds=4 * HOUR).run()
+    life = a_world({"chat": rate}, seconds=3 * HOUR).run()
     steps = [(t.at_seconds, t.step.replicas) for t in life.taken if t.step.kind == "Scale"]
     ups = [s for s in steps if s[0] < 3000]
     assert [r for _, r in ups][:5] == [5, 6, 7, 8, 10]
