@@ -10,6 +10,7 @@ from trimtab.planning.objectives import judge
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.snapshot import Config, FleetSnapshot, IntentView
 from trimtab.planning.spare import findings
+from trimtab.planning.survey import Surveys
 from trimtab.planning.workload import PlannedLoad
 
 _HALVINGS = 18
@@ -23,6 +24,7 @@ class FleetDecisions:
         """Prepare; ``clock`` tells seconds and is only used to tell how long planning takes."""
         self._policy = policy
         self._clock = clock
+        self._surveys = Surveys()
         self._known: dict[FleetSnapshot, Mapping[str, Decision]] = {}
 
     def __call__(self, snapshot: FleetSnapshot) -> tuple[Mapping[str, Decision], float]:
@@ -33,7 +35,7 @@ class FleetDecisions:
         if snapshot in self._known:
             return self._known[snapshot], 0.0
         began = self._clock()
-        plan = plan_fleet(snapshot, self._policy)
+        plan = plan_fleet(snapshot, self._policy, surveys=self._surveys)
         found = {f.uid: f for f in findings(snapshot, plan, policy=self._policy)}
         took = self._clock() - began
         decisions: dict[str, Decision] = {}
