@@ -447,7 +447,13 @@ def test_what_is_no_longer_allowed_rolls_nothing() -> None:
 
 @pytest.mark.parametrize(
     "garbled",
-    [{"threads": 0}, {"threads": "1"}, {"precision": "int3"}, {"precision": None}],
+    [
+        {"threads": 0},
+        {"threads": "1"},
+        {"threads": 10**400},
+        {"precision": "int3"},
+        {"precision": None},
+    ],
 )
 def test_a_garbled_roll_out_is_not_planned_with(garbled: dict[str, Any]) -> None:
     """Anybody who may edit a Deployment may edit its annotation; plans are made for everybody."""

@@ -585,5 +585,12 @@ def test_a_rollout_is_read_back_as_written() -> None:
         json.dumps(changed | {"volumes": [volume]})
         for volume in ("", "nonsense", "{}", '{"hostPath":{}}', '{"image":null}', 7)
     ]
+    # Plans are made for everybody, with floats: what one of them cannot hold is no size.
+    spoilt += [
+        json.dumps(changed | {field: 10**400})
+        for field in ("threads", "memory_bytes", "arena_bytes", "host_bytes")
+    ]
+    member = changed["members"]["uid-a"]
+    spoilt += [json.dumps(changed | {"members": {"uid-a": member | {"generation": -1}}})]
     for garbage in ("", "[]", "{}", text.replace('"threads":1', '"threads":0'), *spoilt):
         assert GroupRollout.from_json(garbage) is None

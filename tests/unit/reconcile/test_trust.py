@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
@@ -12,16 +12,22 @@ from tests.unit.planning.builders import a_fingerprint
 from tests.unit.reconcile.builders import SETTINGS, VERDICT, a_record, facts
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED, newest
+from trimtab.observe.inspections import Refusal, parse_verdict
 from trimtab.observe.intents import Shown
-from trimtab.planning.fingerprint import dump
+from trimtab.observe.loads import LoadBook
+from trimtab.observe.records import config_map
+from trimtab.observe.workers import AdminClient
+from trimtab.planning.fingerprint import FingerprintInvalidError, dump, parse
 from trimtab.planning.plan import FingerprintNeed
 from trimtab.planning.prices import PriceBook, parse_price_book
 from trimtab.planning.snapshot import CpuPool, FleetSnapshot
 from trimtab.reconcile.auditing import Auditor
 from trimtab.reconcile.fingerprints import FingerprintKeeper
 from trimtab.reconcile.fleet import Planned
+from trimtab.reconcile.group.decide import parse_set
+from trimtab.reconcile.naming import routed_models
 from trimtab.reconcile.pollers import GatewayPoller, PricePoller, WorkerPoller, component_pods
-from trimtab.reconcile.snapshot import cpu_models
+from trimtab.reconcile.snapshot import Surroundings, cpu_models, fleet_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -78,6 +84,62 @@ async def test_a_worker_that_talks_nonsense_silences_nobody_else() -> None:
     )
     await poller.step()
     assert set(world.worker_states) == {"good"}
+
+
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize("group", [{}, {"trimtab.dev/group": "g"}])
+def test_brackets_without_end_stop_nobodys_plan(group: dict[str, str]) -> None:
+    """Whoever may edit one Deployment's annotation must not end planning for the whole fleet."""
+    caches = Caches()
+    caches.inferenceintents._store(a_record())
+    meta = {
+        "name": "chat",
+        "namespace": "team-a",
+        "uid": "d",
+        "labels": {"trimtab.dev/owner-uid": "uid-chat", **group},
+        "ownerReferences": [{"uid": "uid-chat"}],
+        "annotations": {"trimtab.dev/rollout": NESTED},
+    }
+    caches.deployments.put({"metadata": meta, "spec": {"replicas": 1}})
+    assert caches.deployments.owned_by("uid-chat")
+    snapshot = fleet_snapshot(
+        caches,
+        loads=LoadBook(),
+        settings=SETTINGS,
+        surroundings=Surroundings(capabilities=ASSUMED),
+    )
+    assert snapshot.assignments == ()
+
+
+def test_brackets_without_end_are_as_good_as_no_document() -> None:
+    """Python's reader tells them by another error than other nonsense."""
+    meta = {"name": "set", "namespace": "team-a", "uid": "s"}
+    assert parse_set(config_map({"metadata": meta, "data": {"models.json": NESTED}})) == {}
+    assert routed_models(NESTED) == []
+    assert isinstance(parse_verdict(NESTED), Refusal)
+    with pytest.raises(FingerprintInvalidError):
+        parse(NESTED)
+
+
+async def test_a_worker_that_answers_brackets_without_end_has_not_answered() -> None:
+    """All workers are asked at once, and one answer that cannot be read leaves the others'."""
+
+    class Answer:
+        status = 200
+
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def json(self, **_: Any) -> Any:
+            return json.loads(NESTED)
+
+    client = AdminClient(port=1)
+    client._session = SimpleNamespace(get=lambda _: Answer())  # type: ignore[assignment]
+    assert await client.get_all([("u", "10.0.0.1")], "/-/state") == {"u": None}
 
 
 @pytest.mark.parametrize("garbled", ["all", [], {"tensor_parallel_sizes": ["many"]}])

@@ -56,7 +56,7 @@ def parse_verdict(text: str) -> ModelFacts | Refusal:
     """Read an inspection message; what cannot be read is a refusal, never an exception."""
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _unreadable("is not JSON", text)
     if not isinstance(document, dict) or document.get("v") != 1:
         return _unreadable("has another version than 1", text)

@@ -158,7 +158,7 @@ class AdminClient:
                     if answer.status != 200:
                         return None
                     document = await answer.json(content_type=None)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
                 return None
         return document if isinstance(document, dict) else None
 

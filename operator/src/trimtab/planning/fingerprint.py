@@ -209,7 +209,7 @@ def parse(text: str) -> Fingerprint:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid("document", text[:80], f"is not JSON ({error})") from error
     if not isinstance(data, Mapping) or data.get("v") != 1:
         version = data.get("v") if isinstance(data, Mapping) else data

@@ -307,7 +307,7 @@ def _refusal(message: str) -> str:
     """Return the sentence of a Job that says itself that it failed."""
     try:
         document = json.loads(message)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     if not isinstance(document, dict) or document.get("ok") is not False:
         return ""

@@ -15,7 +15,7 @@ def routed_models(text: str) -> list[dict[str, Any]]:
     """Return the entries of a routing table (contracts §8); none where it cannot be read."""
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     models = document.get("models") if isinstance(document, dict) else None
     return [m for m in models if isinstance(m, dict)] if isinstance(models, list) else []

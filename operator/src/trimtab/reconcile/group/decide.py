@@ -99,7 +99,7 @@ def parse_set(record: ConfigMapRecord) -> dict[str, Any]:
     """Return a model set's document; empty where it cannot be read."""
     try:
         document = json.loads(record.data.get(MODELS_KEY, ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trimtab.api.v1alpha1.inferenceintent_spec import ModelSource
 from trimtab.planning.precision import PRECISIONS
 from trimtab.planning.snapshot import Config
-from trimtab.reconcile.inferenceintent.rollout import drain_seconds
+from trimtab.reconcile.inferenceintent.rollout import MOST, drain_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ class GroupRollout:
             data |= {name: tuple(data[name]) for name in ("nodes", "shaped_for", "volumes")}
             read = cls(members=members, **data)
             return read if _sane(read) else None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def config(self, uid: str) -> Config | None:
@@ -99,13 +99,13 @@ def _sane(rollout: GroupRollout) -> bool:
     words = (rollout.product, rollout.cpu_model)
     texts = (*words, *rollout.nodes, *rollout.shaped_for, *rollout.volumes)
     return (
-        all(type(size) is int and size >= 0 for size in sizes)
+        all(type(size) is int and 0 <= size <= MOST for size in sizes)
         and type(rollout.threads) is int
-        and rollout.threads >= 1
+        and 1 <= rollout.threads <= MOST
         and all(isinstance(text, str) for text in texts)
         and all(_is_source(text) for text in rollout.volumes)
         and all(
-            type(m.generation) is int and m.precision in PRECISIONS
+            type(m.generation) is int and 0 <= m.generation <= MOST and m.precision in PRECISIONS
             for m in rollout.members.values()
         )
     )

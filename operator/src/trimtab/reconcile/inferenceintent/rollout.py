@@ -21,6 +21,8 @@ _SLACK: Final = 0.8
 # A measurement that differs by its noise rolls nothing; more than that, and the limit would kill.
 _MEMORY_GROWTH: Final = 1.05
 _MIN_DRAIN_SECONDS, _MAX_DRAIN_SECONDS = 45, 600
+MOST: Final = 2**53
+"""Largest size that is believed: the planner computes with floats, which a longer number overflows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class Rollout:
             config = Config(**data.pop("config"))
             nodes = tuple(data.pop("nodes"))
             read = cls(config=config, nodes=nodes, **data)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         return read if _sane(read) else None
 
@@ -61,8 +63,8 @@ def _sane(rollout: Rollout) -> bool:
     del sizes["config"], sizes["nodes"]
     counts = (config.threads, config.tensor_parallel_size, config.pipeline_parallel_size)
     return (
-        all(type(size) is int and size >= 0 for size in sizes.values())
-        and all(type(count) is int and count >= 1 for count in counts)
+        all(type(size) is int and 0 <= size <= MOST for size in sizes.values())
+        and all(type(count) is int and 1 <= count <= MOST for count in counts)
         and config.precision in PRECISIONS
         and all(isinstance(t, str) for t in (config.product, config.cpu_model, *rollout.nodes))
     )
