@@ -17,6 +17,8 @@ from trimtab_workers.engine import engine as engines
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.errors import UnexpectedError
 from trimtab_workers.engine.ops import Compact, Grow, Lend, Load, Preempt, SetAlpha
+from trimtab_workers.engine.parallel.placement import Placement
+from trimtab_workers.engine.parallel.ranks import Ranks
 
 ROOM: dict[str, Any] = {"kv_slabs": 24, "max_model_len": 128}
 
@@ -276,6 +278,22 @@ def test_a_failed_model_keeps_no_tokenizer(glass_en: Path):
     engine._fail_tenant(tenant, UnexpectedError("Broken."))
     gc.collect()
     assert held() is None
+
+
+def test_a_failed_model_of_several_ranks_shows_no_requests(monkeypatch: pytest.MonkeyPatch):
+    """It keeps its slabs, which followers compare, yet nothing waits any more, in gauges neither."""
+    engine = tenants("ab", max_seqs=2, **ROOM)
+    engine.ranks = Ranks(Placement(tensor=2))
+    b = engine.tenant("b")
+    monkeypatch.setattr(b.runner, "execute", broken)
+    lost = [submit(engine, ask("b", f"r{i}", 20)) for i in range(9)]
+    settle(engine)
+    assert all(output[-1].error is not None for output in lost)
+    assert (b.state, b.scheduler.has_work, b.scheduler.blocks.used) == ("Failed", False, 0)
+    value = engine.registry.get_sample_value
+    for kind in ("running", "waiting"):
+        labels = {"model_name": "b", "engine": "0"}
+        assert value(f"vllm:num_requests_{kind}", labels) == 0
 
 
 def _three_batches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

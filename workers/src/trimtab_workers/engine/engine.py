@@ -439,6 +439,8 @@ class Engine:
             self._give_back(tenant)
             tenant.show_state()
             self._show_arena()
+        else:
+            attempt(partial(_clear, tenant), what=f"Model {tenant.spec.name}: clearing its queue")
 
     def _give_back(self, tenant: Tenant) -> None:
         """Free all that a model holds in the arena and beside it."""
@@ -709,6 +711,15 @@ class Engine:
         )
         lacks = [why for tenant in list(self._tenants.values()) for why in tenant.lacks.values()]
         return document | {"draining": self._draining, "errors": [*self._errors, *lacks]}
+
+
+def _clear(tenant: Tenant) -> None:
+    """Drop the answered sequences of a model that keeps its slabs, or gauges show them for ever."""
+    scheduler = tenant.scheduler
+    if scheduler is not None:
+        for sequence in list(scheduler):
+            scheduler.remove(sequence)
+        show_load(tenant, scheduler)
 
 
 def _unavailable(sequence: Sequence, tenant: Tenant) -> Output:
