@@ -53,12 +53,8 @@ def test_times_are_those_that_were_noted(system):
         times = closed_loop(model, prompt=1024, output=256, concurrency=16)
         found[size] = times.tpot_ms
     assert found == pytest.approx(GOLDEN[system], rel=0.05)
-
-
-def test_over_pcie_two_are_faster_than_four():
-    """Without NVLink the exchange eats what a larger group gains: the pick on the L40S is TP 2."""
-    assert min(GOLDEN["l40s"], key=GOLDEN["l40s"].get) == 2
-    test_times_are_those_that_were_noted("l40s")
+    # Over PCIe the exchange eats what a larger group gains: TP 2 is the pick on the L40S.
+    assert sorted(found, key=found.get) == sorted(GOLDEN[system], key=GOLDEN[system].get)
 
 
 def test_the_shared_32b_rows_are_predicted(capsys):
@@ -77,6 +73,7 @@ def test_the_shared_32b_rows_leave_little_regret(capsys):
     options = ["--rows", shared_rows(), "--model", "32B", "--backend", "trtllm", "-o", "json"]
     assert planner_choice.main([*options, "--system", "h100_sxm"]) == 0
     found = json.loads(capsys.readouterr().out)["totals"]["planner"]["MinLatency"]
-    assert found["cells"] >= 18
+    # Nine pairs of lengths at 64 and 128 in flight, but one run of them was never published.
+    assert found["cells"] == 17
     assert found["mean_regret_percent"] <= 3
     assert found["max_regret_percent"] <= 15
