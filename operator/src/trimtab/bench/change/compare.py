@@ -82,9 +82,7 @@ def _story(
 def _verdict(stories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     on = [run for story in stories for run in story["on"]]
     off = [run for story in stories for run in story["off"]]
-    slowest = max(
-        (run["debounced_seconds_most"] + run["plan_seconds_most"] for run in on), default=0.0
-    )
+    slowest = max((run["to_plan_seconds_most"] for run in on), default=0.0)
     return {
         "runs": len(on),
         "oscillating_stories": {

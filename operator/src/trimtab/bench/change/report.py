@@ -30,6 +30,7 @@ def measures(life: Life, *, policy: PlannerPolicy) -> dict[str, Any]:
         "plans": len(life.plans),
         "debounced_seconds_most": max([0.0, *(waited for _, _, waited, _ in life.plans)]),
         "plan_seconds_most": round(max([0.0, *(took for _, _, _, took in life.plans)]), 3),
+        "to_plan_seconds_most": round(max([0.0, *(w + took for _, _, w, took in life.plans)]), 3),
         "least_ready": life.least_ready,
         "several_in_transition_permille_most": round(1000 * life.most_in_transition),
     }
