@@ -63,7 +63,7 @@ def failed_alone(engine: Engine, *lost: Collected) -> None:
     assert {slab.model for slab in engine._balance.arena} <= {"a", None}
 
 
-@pytest.mark.parametrize("command", ["enter", "abort", "schedule", "swaps", "books"])
+@pytest.mark.parametrize("command", ["enter", "abort", "schedule", "swaps", "books", "panic"])
 def test_a_fault_in_a_models_own_work_fails_that_model(
     monkeypatch: pytest.MonkeyPatch, command: str
 ):
@@ -89,7 +89,8 @@ def test_a_fault_in_a_models_own_work_fails_that_model(
             mover, "copy_swaps", lambda t, s: broken() if t.spec.name == "b" else copy(t, s)
         )
     else:
-        monkeypatch.setattr(scheduler, "missing_waiting", broken)
+        fault = panics if command == "panic" else broken
+        monkeypatch.setattr(scheduler, "missing_waiting", fault)
     others_go_on(engine, running)
     failed_alone(engine, *lost)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from trimtab_workers.engine.arena import FIXED
-from trimtab_workers.engine.faults import attempt, explain
+from trimtab_workers.engine.faults import attempt
 from trimtab_workers.engine.ops import ArenaView, ModelView, StepStats
 from trimtab_workers.engine.tenants import FAILURES_UNTIL_FAILED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from trimtab_workers.engine.arena import Arena
     from trimtab_workers.engine.clock import Clock
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.scheduler import Scheduler
     from trimtab_workers.engine.tenants import Tenant
     from trimtab_workers.engine.transfer import TransferEngine
+
+T = TypeVar("T")
 
 _WINDOW_SECONDS = 2.0
 _PERCENTILE = 0.2
@@ -96,16 +99,16 @@ class Balance:
 
     def _unsettled(self) -> list[Tenant]:
         """Return the models that lack a block or have a unit elsewhere: none in most steps."""
-        found = []
-        for tenant in self.tenants.values():
-            try:
-                lacks = _lacks(tenant)
-            except Exception as error:  # noqa: BLE001 - one model's books must not stop the others
-                self.mover.fail(tenant, explain(error, what=_counting(tenant)))
-                continue
-            if lacks:
-                found.append(tenant)
-        return found
+        return [t for t in self.tenants.values() if self._counted(t, partial(_lacks, t))]
+
+    def _counted(self, tenant: Tenant, count: Callable[[], T]) -> T | None:
+        """Return what is counted of a model; None, and it fails, where its books are wrong."""
+        found: list[T] = []
+        what = f"Model {tenant.spec.name}: counting what it has and lacks"
+        problem = attempt(lambda: found.append(count()), what=what)
+        if problem is not None:
+            self.mover.fail(tenant, problem)
+        return found[0] if found else None
 
     def view(self) -> ArenaView:
         """Return what the controller decides from; a model whose books are wrong fails."""
@@ -113,10 +116,9 @@ class Balance:
         for name, tenant in self.tenants.items():
             if tenant.scheduler is None:
                 continue
-            try:
-                models[name] = _model_view(tenant, tenant.scheduler, self.arena.slab_bytes)
-            except Exception as error:  # noqa: BLE001 - one model's books must not stop the others
-                self.mover.fail(tenant, explain(error, what=_counting(tenant)))
+            look = partial(_model_view, tenant, tenant.scheduler, self.arena.slab_bytes)
+            if (found := self._counted(tenant, look)) is not None:
+                models[name] = found
         homes = {
             slab.index: slab.home
             for slab in self.arena
@@ -158,10 +160,6 @@ def _lacks(tenant: Tenant) -> bool:
     if scheduler is None or not scheduler.has_work:
         return False
     return bool(scheduler.missing_running() or scheduler.missing_waiting())
-
-
-def _counting(tenant: Tenant) -> str:
-    return f"Model {tenant.spec.name}: counting what it has and lacks"
 
 
 def decode_seconds(tenant: Tenant, now: float) -> float | None:
