@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.planning.fleet_builders import a_column, a_member, a_node, used
@@ -60,6 +60,8 @@ def test_slot_rows_hold_if_and_only_if_groups_of_powers_of_two_fit():
     seen = set()
 
     @MANY
+    @example(free=[4, 4], groups=[(4, 2)])
+    @example(free=[3, 5], groups=[(4, 2)])
     @given(free=frees, groups=powers)
     def check(free, groups):
         nodes = _nodes(free)
@@ -80,6 +82,9 @@ def test_slot_rows_are_safe_for_other_sizes():
     seen = set()
 
     @MANY
+    @example(free=[4], groups=[(3, 1)])
+    @example(free=[3], groups=[(3, 1)])
+    @example(free=[2], groups=[(3, 1)])
     @given(free=frees, groups=sizes)
     def check(free, groups):
         holds, fits = _hold(_needs(groups), _nodes(free)), _packs(groups, free)
@@ -165,6 +170,8 @@ def test_the_programme_is_as_good_as_trying_everything_and_the_greedy_never_bett
     seen = set()
 
     @SOME
+    @example(asks=[((0, 0), [("L4", 1, 1, 0.0, 0.0)])], fleet=[("L4", 1)], group=False)
+    @example(asks=[((0, 0), [("L4", 1, 1, 1.0, 0.0)])] * 2, fleet=[("L4", 1)], group=False)
     @given(asks=asked, fleet=fleets, group=st.booleans())
     def check(asks, fleet, group):
         columns, nodes = _columns(asks, group=group), _pooled(fleet)

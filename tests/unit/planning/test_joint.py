@@ -9,6 +9,7 @@ from trimtab.planning import milp
 from trimtab.planning.columns import Board
 from trimtab.planning.greedy import solve_greedy
 from trimtab.planning.joint import ChoiceLimits, choose
+from trimtab.planning.layout import Layout
 from trimtab.planning.milp import SolverLimits, solve_milp
 from trimtab.planning.moves import pack_moving
 from trimtab.planning.slots import Rack, rows
@@ -171,6 +172,17 @@ def test_a_move_never_oversubscribes():
     room = {node.name: node.devices for node in nodes}
     assert all(devices <= room[name] for name, (devices, _) in used(moved.placed).items())
     assert pack_moving([*columns, a_column("big2", group=8)], nodes) is None
+
+
+def test_a_group_that_runs_is_not_chosen_where_its_node_is_taken():
+    """Elsewhere it would be a move, which nobody named: there is room, and it is not taken."""
+    running, new = a_column("a", group=4, nodes=(("n0", 1),)), a_column("new", group=4)
+    layout = Layout(Board([running, new]), [a_node("n0", devices=4), a_node("n1", devices=4)])
+    assert layout.put(new)
+    assert layout.placed["new/0"][1] == (("n0", 1),)
+    assert not layout.put(running)
+    assert layout.exchange([new], [running, new])
+    assert layout.placed["new/0"][1] == (("n1", 1),)
 
 
 def test_more_replicas_leave_those_that_run_where_they_are():
