@@ -16,8 +16,12 @@ from tests.unit.planning.builders import (
     an_intent,
     plan,
 )
+from trimtab.planning.capacity import Ledger
+from trimtab.planning.case import prepare
 from trimtab.planning.fleet import plan_fleet
+from trimtab.planning.scarcity import Unit, _wishes
 from trimtab.planning.snapshot import Assignment, Constraints
+from trimtab.planning.survey import Surveys
 
 # One model gains little from a second thread, the other halves its time.
 OTHER = replace(SMOLLM2, hidden_size=640)
@@ -115,6 +119,22 @@ def test_without_highs_the_plan_is_made_by_the_greedy(monkeypatch):
     assert found.solver == "Greedy"
     assert sum(threads_of(found).values()) == 3
     assert all(p.option is not None for p in found.intents)
+
+
+def test_what_runs_may_be_rolled_to_other_nodes():
+    """What runs and is no option any more is a column in its place and one elsewhere."""
+    pools = (a_pool("n0"), a_pool("n1"))
+    spread = replace(OLD, constraints=Constraints(min_replicas=2, max_replicas=2))
+    held = running(plan(spread, pools=pools, fingerprints=TIMES), "old")
+    snapshot = a_fleet(OLD, pools=pools, fingerprints=TIMES, assignments=held)
+    surveys = Surveys()
+    surveys.begin(snapshot, POLICY)
+    case = prepare(OLD, snapshot=snapshot, fleet=Ledger(pools), surveys=surveys, policy=POLICY)
+    unit = Unit(case=case, worker=None, runs=held)
+    columns = {w.column.id: w for w in _wishes(unit, snapshot=snapshot, policy=POLICY)}
+    place, other = columns["uid-old/stays"], columns["uid-old/stays/elsewhere"]
+    assert place.column.nodes == (("n0", 1), ("n1", 1))
+    assert (other.column.nodes, place.stays, other.stays) == ((), True, False)
 
 
 def test_no_capacity_names_who_has_what():

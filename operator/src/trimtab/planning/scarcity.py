@@ -213,10 +213,17 @@ def _wishes(unit: Unit, *, snapshot: FleetSnapshot, policy: PlannerPolicy) -> It
         )
         yield _Wish(column=column, judged=judged, kept=kept, stays=kept)
         if same and places:
-            elsewhere = replace(column, id=f"{column.id}/elsewhere", nodes=(), switching=cost)
-            yield _Wish(column=elsewhere, judged=judged, kept=kept)
+            yield _Wish(column=_elsewhere(column, cost), judged=judged, kept=kept)
     if running is not None and not stays and not _joined(unit):
-        yield _stay(unit, running, options, base, places)
+        wish = _stay(unit, running, options, base, places)
+        yield wish
+        if places:
+            yield replace(wish, column=_elsewhere(wish.column, cost), stays=False)
+
+
+def _elsewhere(column: Column, cost: float) -> Column:
+    """Return a column that runs with its replicas on other nodes, as a roll may place them."""
+    return replace(column, id=f"{column.id}/elsewhere", nodes=(), switching=cost)
 
 
 def _stay(
