@@ -47,7 +47,7 @@ down: ## remove the embedded clusters and all they left behind
 	@$(BIN)/python -m e2e.cluster down --all
 
 .PHONY: test
-test: ## run every tier: lint, unit, property, contract, chart, control plane, process, node
+test: ## run every tier: lint, unit, property, contract, soak, chart, control plane, process, node
 	@$(MAKE) --no-print-directory $(STAMP) CLUSTER_LEVEL=auto PREFLIGHT=test
 	@$(BIN)/python -m e2e.tiers
 
