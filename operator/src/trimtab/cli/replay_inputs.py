@@ -141,8 +141,7 @@ def of_plan(
     source = find_source(
         view.model,
         option.config,
-        fingerprints=decided.snapshot.fingerprints,
-        capabilities=decided.snapshot.capabilities,
+        snapshot=decided.snapshot,
         policy=policy,
     )
     return Subject(

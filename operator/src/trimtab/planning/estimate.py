@@ -14,7 +14,13 @@ from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import PriceBook, price_for
 from trimtab.planning.roofline import roofline
-from trimtab.planning.snapshot import Config, EngineCapabilities, IntentView, ModelView
+from trimtab.planning.snapshot import (
+    Config,
+    EngineCapabilities,
+    FleetSnapshot,
+    IntentView,
+    ModelView,
+)
 from trimtab.planning.steady import Replica, ReplicaLimits, Steady, StepTimes
 from trimtab.planning.step_model import StepModel, fit
 from trimtab.planning.workload import PlannedLoad
@@ -74,13 +80,12 @@ def find_source(
     model: ModelView,
     config: Config,
     *,
-    fingerprints: Iterable[Fingerprint],
-    capabilities: EngineCapabilities,
+    snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> Source:
     """Return the best source for a configuration; the roofline where nothing usable is measured."""
-    key = key_for(model, config, capabilities=capabilities)
-    found = best_for(key, fingerprints)
+    key = key_for(model, config, capabilities=snapshot.capabilities)
+    found = best_for(key, snapshot.fingerprints)
     if found is not None:
         try:
             return Source(fingerprint=found, model=_fitted(found, model.depth))
@@ -116,9 +121,7 @@ def evaluate(
     replicas: int,
     load: PlannedLoad,
     source: Source,
-    capabilities: EngineCapabilities,
-    prices: PriceBook,
-    overhead_us: int,
+    snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> Option:
     """Return the option of running ``replicas`` of ``config``, with its prediction and cost."""
@@ -149,7 +152,7 @@ def evaluate(
         precision=config.precision,
         kv_precision=compute_precision(config.precision),
         kv_tokens=max(longest, _kv_tokens(busy, load, policy)),
-        block_tokens=capabilities.block_tokens,
+        block_tokens=snapshot.capabilities.block_tokens,
         fingerprint=source.fingerprint,
         policy=policy,
         processes=config.tensor_parallel_size * config.pipeline_parallel_size,
@@ -167,19 +170,19 @@ def evaluate(
         state,
         load,
         percentile=intent.targets.percentile,
-        overhead_us=overhead_us,
+        overhead_us=snapshot.gateway_overhead_us,
         capacity=capacity * replicas,
         overloaded=overloaded,
     )
     confidence = assess(
         source.fingerprint,
         source.model,
-        engine_version=capabilities.version,
+        engine_version=snapshot.capabilities.version,
         extrapolated=source.model.extrapolates(built.busiest(state)),
         utilisation_permille=prediction.utilisation_permille,
         policy=policy,
     )
-    cost = hourly(config, replicas=replicas, memory_bytes=memory.total, prices=prices)
+    cost = hourly(config, replicas=replicas, memory_bytes=memory.total, prices=snapshot.prices)
     served = load.rate if load.rate > 0 else 1e6 / built.unloaded_us()
     return Option(
         config=config,

@@ -137,9 +137,7 @@ def walk(
             replicas=replicas,
             load=load,
             source=source,
-            capabilities=snapshot.capabilities,
-            prices=snapshot.prices,
-            overhead_us=snapshot.gateway_overhead_us,
+            snapshot=snapshot,
             policy=policy,
         )
 
@@ -177,8 +175,7 @@ def running_option(
     source = find_source(
         model,
         assignment.config,
-        fingerprints=snapshot.fingerprints,
-        capabilities=snapshot.capabilities,
+        snapshot=snapshot,
         policy=policy,
     )
     return evaluate(
@@ -188,9 +185,7 @@ def running_option(
         replicas=max(1, assignment.replicas),
         load=load,
         source=source,
-        capabilities=snapshot.capabilities,
-        prices=snapshot.prices,
-        overhead_us=snapshot.gateway_overhead_us,
+        snapshot=snapshot,
         policy=policy,
     )
 

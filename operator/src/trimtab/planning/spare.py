@@ -61,8 +61,7 @@ def _found(
     source = find_source(
         model,
         assignment.config,
-        fingerprints=snapshot.fingerprints,
-        capabilities=snapshot.capabilities,
+        snapshot=snapshot,
         policy=policy,
     )
 
@@ -74,9 +73,7 @@ def _found(
             replicas=replicas,
             load=at,
             source=source,
-            capabilities=snapshot.capabilities,
-            prices=snapshot.prices,
-            overhead_us=snapshot.gateway_overhead_us,
+            snapshot=snapshot,
             policy=policy,
         )
         return judge(intent, one, load=at, priced=False, policy=policy)

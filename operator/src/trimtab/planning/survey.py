@@ -140,8 +140,7 @@ def _survey(
         source = find_source(
             model,
             config,
-            fingerprints=snapshot.fingerprints,
-            capabilities=snapshot.capabilities,
+            snapshot=snapshot,
             policy=policy,
         )
         first = next(

@@ -85,8 +85,7 @@ class Capacities:
         source = find_source(
             model,
             config,
-            fingerprints=fleet.fingerprints,
-            capabilities=fleet.capabilities,
+            snapshot=fleet,
             policy=self._policy,
         )
         low, high = 0.0, _MOST_RATE
@@ -116,9 +115,7 @@ class Capacities:
             replicas=1,
             load=load,
             source=source,
-            capabilities=self._fleet.capabilities,
-            prices=self._fleet.prices,
-            overhead_us=0,
+            snapshot=self._fleet,
             policy=self._policy,
         )
         bare = replace(option, margin_permille=0, ttft_margin_permille=0)
