@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -260,7 +261,8 @@ def kill_everything(name: str) -> None:
     """SIGKILL every process of a cluster that is recorded, and what those run."""
     for record in Processes(state.state_dir(name)).all():
         for pid in namespaces.children(record.pid):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a probe may end by itself meanwhile
+                os.kill(pid, signal.SIGKILL)
         record.kill(signal.SIGKILL)
 
 

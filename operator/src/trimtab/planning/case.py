@@ -9,7 +9,7 @@ from trimtab.planning.objectives import Judged, prune, rank
 from trimtab.planning.options import pin_problem, running_option, space
 from trimtab.planning.plan import Alternative, FingerprintNeed
 from trimtab.planning.policy import PlannerPolicy
-from trimtab.planning.slots import Nodes
+from trimtab.planning.slots import Nodes, first
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
 from trimtab.planning.survey import Survey, Surveys, judged_option
 from trimtab.planning.workload import PlannedLoad, planned_load
@@ -68,12 +68,7 @@ def allowed(case: Case, running: Judged) -> bool:
 
 def located(assignment: Assignment) -> Nodes:
     """Return where the replicas are; the pods that a roll has beyond them are passing."""
-    left = assignment.replicas
-    found: list[tuple[str, int]] = []
-    for node, count in sorted(assignment.nodes):
-        found.append((node, min(count, left)))
-        left -= found[-1][1]
-    return tuple(found)
+    return first(tuple(sorted(assignment.nodes)), assignment.replicas)
 
 
 def prepare(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from trimtab.planning.slots import Need, Nodes
+from trimtab.planning.slots import Need, Nodes, first
 
 UNPLACED: Final = 1000.0
 """Loss of an intent without a place, where places and losses must be one number (planner.md §9)."""
@@ -82,13 +82,7 @@ class Column:
     @property
     def kept(self) -> Nodes:
         """Its groups that run and go on, by node; it may want fewer than run."""
-        left = self.need.count
-        found: list[tuple[str, int]] = []
-        for node, count in self.nodes:
-            if min(count, left) > 0:
-                found.append((node, min(count, left)))
-            left -= min(count, left)
-        return tuple(found)
+        return first(self.nodes, self.need.count)
 
     @property
     def priority(self) -> int:

@@ -70,6 +70,17 @@ class Row:
     limit: float
 
 
+def first(nodes: Nodes, count: int) -> Nodes:
+    """Return the first ``count`` groups of a placement, or all if there are fewer."""
+    found: list[tuple[str, int]] = []
+    for node, here in nodes:
+        taken = min(here, count)
+        if taken > 0:
+            found.append((node, taken))
+        count -= taken
+    return tuple(found)
+
+
 class Rack:
     """What is left of every node while groups are placed; mutable."""
 

@@ -66,8 +66,11 @@ class Surveys:
             RuntimeError: No plan has begun.
         """
         if self._world is None:
-            raise RuntimeError("A survey was asked for before a plan began. This is a bug.")
-        # Nothing that only names the intent changes what its options are.
+            raise RuntimeError(
+                "A survey was asked for before a plan began. This is a bug; please report it."
+            )
+        # What only names the intent, and what only says where or how it is to change, does not
+        # change what its options are; the busy load moves all the time.
         plain = replace(
             intent,
             uid="",
@@ -77,6 +80,8 @@ class Surveys:
             created_seconds=0,
             priority=0,
             group_id="",
+            volume_nodes=None,
+            busy_load=None,
         )
         key = (plain, configs, load)
         found = self._now.get(key) or self._before.get(key)
