@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from trimtab.bench.closed_loop import TOKEN_BUDGET
+from trimtab.bench.report import configs
+from trimtab.bench.silicon import read_rows
 from trimtab.cli.catalogue import CatalogueQuery, Estimated, ask
 from trimtab.planning.confidence import assess, margin_permille
 from trimtab.planning.fingerprint import FingerprintInvalidError
@@ -13,9 +15,10 @@ from trimtab.planning.roofline_gpu import PEAKS, gpu_roofline
 from trimtab.planning.step_model import StepWork, fit
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
-    from trimtab.bench.silicon import Group, Row
+    from trimtab.bench.silicon import Group, Row, Rows
     from trimtab.planning.policy import PlannerPolicy
     from trimtab.planning.step_model import StepModel
 
@@ -49,6 +52,35 @@ class Families:
 
     package: str
     by_group: Mapping[Group, Family]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimates:
+    """A file of measured rows, its rows by group, and their families."""
+
+    rows: Rows
+    groups: Mapping[Group, Sequence[Row]]
+    families: Families
+
+
+def read_estimates(given: argparse.Namespace, *, policy: PlannerPolicy) -> Estimates:
+    """Return the rows and the step models that a command's `report.options` ask for.
+
+    Raises:
+        CommandError: A file is missing or wrong, or the catalogue is not there.
+    """
+    rows = read_rows(given.rows, model=given.model, backend=given.backend, system=given.system)
+    groups = rows.by_group()
+    return Estimates(
+        rows=rows,
+        groups=groups,
+        families=families(
+            groups,
+            configs=configs(given.model_config),
+            python=given.catalogue_python,
+            policy=policy,
+        ),
+    )
 
 
 def families(

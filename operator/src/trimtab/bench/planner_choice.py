@@ -25,10 +25,10 @@ from trimtab.bench.choices import (
     predicted,
 )
 from trimtab.bench.closed_loop import Times, closed_loop
-from trimtab.bench.estimates import families
+from trimtab.bench.estimates import read_estimates
 from trimtab.bench.headline import headline
-from trimtab.bench.report import JSON, configs, interval, options, percent, run, table
-from trimtab.bench.silicon import apart, read_rows
+from trimtab.bench.report import JSON, interval, options, percent, run, table
+from trimtab.bench.silicon import apart
 from trimtab.planning.policy import PlannerPolicy
 
 if TYPE_CHECKING:
@@ -62,18 +62,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(given: argparse.Namespace) -> JSON:
     policy = PlannerPolicy()
-    rows = read_rows(given.rows, model=given.model, backend=given.backend, system=given.system)
-    groups = rows.by_group()
-    found = families(
-        groups,
-        configs=configs(given.model_config),
-        python=given.catalogue_python,
-        policy=policy,
-    )
+    estimates = read_estimates(given, policy=policy)
+    rows, found = estimates.rows, estimates.families
     skipped = dict(rows.skipped)
     judged: list[Judged] = []
     used = 0
-    for group, members in groups.items():
+    for group, members in estimates.groups.items():
         family = found.by_group[group]
         known = [row for row in members if row.tensor_parallel_size in family.models]
         result = judge_group(group, known, family, policy=policy)

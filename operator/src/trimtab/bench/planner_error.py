@@ -20,9 +20,9 @@ from trimtab.bench.anchored import (
     errors,
     two_at_one_size,
 )
-from trimtab.bench.estimates import families
-from trimtab.bench.report import JSON, configs, options, percent, run, spread, table
-from trimtab.bench.silicon import apart, read_rows
+from trimtab.bench.estimates import read_estimates
+from trimtab.bench.report import JSON, options, percent, run, spread, table
+from trimtab.bench.silicon import apart
 from trimtab.planning.policy import PlannerPolicy
 
 if TYPE_CHECKING:
@@ -44,17 +44,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(given: argparse.Namespace) -> JSON:
     policy = PlannerPolicy()
-    rows = read_rows(given.rows, model=given.model, backend=given.backend, system=given.system)
-    groups = rows.by_group()
-    found = families(
-        groups,
-        configs=configs(given.model_config),
-        python=given.catalogue_python,
-        policy=policy,
-    )
+    estimates = read_estimates(given, policy=policy)
+    rows, found = estimates.rows, estimates.families
     skipped = dict(rows.skipped)
     judged: dict[Group, list[Compared]] = {}
-    for group, members in groups.items():
+    for group, members in estimates.groups.items():
         family = found.by_group[group]
         judged[group] = compare(members, family.models)
         lacking = len(members) - len(judged[group])

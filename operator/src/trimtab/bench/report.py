@@ -56,9 +56,15 @@ def configs(arguments: Sequence[str]) -> dict[str, JSON]:
         try:
             config = json.loads(Path(path).read_text()) if separator else None
         except (OSError, ValueError) as error:
-            raise CommandError(f"--model-config {argument}: {error}.") from error
+            raise CommandError(
+                f"--model-config {argument}: the file cannot be read as JSON: {error}. Give the model's "
+                "config.json."
+            ) from error
         if not isinstance(config, dict):
-            raise CommandError(f"--model-config {argument} must be NAME=PATH of a config.json.")
+            raise CommandError(
+                f"--model-config {argument} names no JSON object. Give NAME=PATH: the model's name in "
+                "--rows and its config.json."
+            )
         found[name] = config
     return found
 

@@ -151,7 +151,10 @@ def _lines(path: Path) -> Iterator[dict[str, str]]:
             for row in reader:
                 yield {k: (v or "").strip() for k, v in row.items() if k}
     except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise CommandError(f"--rows {path} cannot be read: {error}.") from error
+        raise CommandError(
+            f"--rows {path} cannot be read: {error}. Give a CSV file, gzipped only if its name ends in "
+            ".gz."
+        ) from error
 
 
 def _unfit(row: Mapping[str, str], *, model: str, backend: str, system: str) -> str:

@@ -78,10 +78,16 @@ def ask(queries: Sequence[CatalogueQuery], *, python: str | None = None) -> Answ
             env=os.environ | {"PYTHONPATH": _sources(), "HF_HUB_OFFLINE": "1"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CommandError(f"The catalogue's interpreter {interpreter} failed: {error}.") from error
+        raise CommandError(
+            f"The catalogue's interpreter {interpreter} failed: {error}. Set {PYTHON} to the python of "
+            "an environment that holds aiconfigurator."
+        ) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CommandError(f"The catalogue's process ended with {done.returncode}: {last}")
+        raise CommandError(
+            f"The catalogue's process ended with {done.returncode}: {last} Run `{interpreter} -m "
+            f"{_MODULE} < /dev/null` to see it all; {PYTHON} names another interpreter."
+        )
     reply = json.loads(done.stdout)
     if not reply["ok"]:
         raise CommandError(
