@@ -189,3 +189,32 @@ def test_both_are_listed():
     """`trimtab bench list` names them."""
     listed = CliRunner().invoke(app, ["bench", "list"]).stdout
     assert all(name in listed for name in BENCHES)
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (["--model-config", "m=none.json"], "Give the model's config.json"),
+        (["--model-config", "m"], "Give NAME=PATH"),
+        (["--catalogue-python", "/none/python"], "Set TRIMTAB_CATALOGUE_PYTHON"),
+    ],
+)
+def test_errors_name_a_remedy(tmp_path, monkeypatch, capsys, options, remedy):
+    """Whoever reads an error knows what to do next."""
+    monkeypatch.undo()
+    path = write(tmp_path / "rows.csv", [a_row()])
+    assert planner_error.main(["--rows", str(path), *options]) == 1
+    assert remedy in capsys.readouterr().err
+
+
+def test_a_catalogue_that_dies_says_how_to_see_why(tmp_path, monkeypatch, capsys):
+    """The command that shows the whole failure is in the sentence."""
+    monkeypatch.undo()
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+    script.chmod(0o755)
+    path = write(tmp_path / "rows.csv", [a_row()])
+    assert planner_error.main(["--rows", str(path), "--catalogue-python", str(script)]) == 1
+    said = capsys.readouterr().err
+    assert "ended with 3: broken" in said
+    assert "-m trimtab_workers.fingerprint.catalogue" in said
