@@ -7,6 +7,7 @@ this machine counts as skipped and says why; with CI=true the control-plane and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -14,7 +15,12 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -23,11 +29,17 @@ BIN = Path(PYTHON).parent
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One command of a tier; `pytest` stages are counted by test, others as one check each."""
+    """One command of a tier; `pytest` stages are counted by test, others as one check each.
+
+    Attributes:
+        beside: It may run at the same time as the stage before it: both use one core, and neither a
+            cluster nor a clock.
+    """
 
     tier: str
     name: str
     command: tuple[str, ...]
+    beside: bool = False
 
     @property
     def counted(self) -> bool:
@@ -44,8 +56,9 @@ class Result:
     skipped: int = 0
 
 
-def _pytest(tier: str, name: str, *arguments: str) -> Stage:
-    return Stage(tier=tier, name=name, command=(PYTHON, "-m", "pytest", "-q", *arguments))
+def _pytest(tier: str, name: str, *arguments: str, beside: bool = False) -> Stage:
+    command = (PYTHON, "-m", "pytest", "-q", *arguments)
+    return Stage(tier=tier, name=name, command=command, beside=beside)
 
 
 def _check(name: str, *command: str) -> Stage:
@@ -82,10 +95,11 @@ STAGES: tuple[Stage, ...] = (
         "--randomly-seed=2",
         "tests/unit",
         "tests/property",
+        beside=True,
     ),
     _pytest("contract", "contract", "tests/contract"),
+    _pytest("chart", "chart", "tests/chart", beside=True),
     _pytest("contract", "soak", *NOT_LONG, "-s", "tests/soak"),
-    _pytest("chart", "chart", "tests/chart"),
     _pytest("control-plane", "control plane", *NOT_LONG, "tests/control_plane"),
     _pytest("process", "process", *NOT_LONG, "-p", "no:randomly", "e2e/process"),
     _pytest("node", "node", *NOT_LONG, "-p", "no:randomly", "e2e/scenarios"),
@@ -116,14 +130,22 @@ def _counts(report: Path) -> tuple[int, int, int]:
     return passed, failed, skipped
 
 
-def run(stage: Stage) -> Result:
-    """Run one stage with its output shown; a pytest stage is counted from its JUnit file."""
+def run(stage: Stage, output: IO[str] | None = None) -> Result:
+    """Run one stage; a pytest stage is counted from its JUnit file.
+
+    Args:
+        stage: The stage.
+        output: Where its output goes; None shows it at once.
+    """
     print(f"\n=== {stage.tier}: {stage.name}", flush=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         extra = (f"--junitxml={report}",) if stage.counted else ()
-        code = subprocess.run([*stage.command, *extra], cwd=ROOT, check=False).returncode
+        error = None if output is None else subprocess.STDOUT
+        code = subprocess.run(
+            [*stage.command, *extra], cwd=ROOT, check=False, stdout=output, stderr=error
+        ).returncode
         result = Result(stage=stage, seconds=time.monotonic() - start, returncode=code)
         if stage.counted and report.exists():
             result.passed, result.failed, result.skipped = _counts(report)
@@ -132,6 +154,34 @@ def run(stage: Stage) -> Result:
         else:
             result.passed, result.failed = (1, 0) if code == 0 else (0, 1)
     return result
+
+
+def together(stages: Iterable[Stage]) -> list[list[Stage]]:
+    """Return the stages in rounds: those of a round run at the same time."""
+    rounds: list[list[Stage]] = []
+    for stage in stages:
+        if stage.beside and rounds and len(rounds[-1]) < len(os.sched_getaffinity(0)):
+            rounds[-1].append(stage)
+        else:
+            rounds.append([stage])
+    return rounds
+
+
+def run_round(stages: list[Stage]) -> list[Result]:
+    """Run stages at the same time; the first one's output is shown as it comes, then the others'."""
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(len(stages)))
+        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in stages[1:]]
+        running = [
+            pool.submit(run, stage, o) for stage, o in zip(stages, [None, *files], strict=True)
+        ]
+        results = [future.result() for future in running]
+        for stage, file in zip(stages[1:], files, strict=True):
+            file.seek(0)
+            print(
+                f"\n=== {stage.tier}: {stage.name}, which ran beside it\n{file.read()}", flush=True
+            )
+    return results
 
 
 def _table(results: list[Result]) -> str:
@@ -155,7 +205,8 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown tier {', '.join(unknown)}; there are {', '.join(TIERS)}")
     os.environ.setdefault("TRIMTAB_DATA", str(ROOT.parent / "shared" / "data"))
-    results = [run(stage) for stage in STAGES if stage.tier in wanted]
+    rounds = together(stage for stage in STAGES if stage.tier in wanted)
+    results = [result for stages in rounds for result in run_round(stages)]
     print("\n" + _table(results))
     passed, failed, skipped = (
         sum(getattr(r, field) for r in results) for field in ("passed", "failed", "skipped")

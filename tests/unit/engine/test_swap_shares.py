@@ -10,6 +10,7 @@ from tests.unit.engine.test_remap import ask, check, reload, settle, tenants
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.errors import UnexpectedError
 from trimtab_workers.engine.kv import HostBlockManager
+from trimtab_workers.engine.transfer import HostBlocks
 
 
 def swap_bytes(engine: Engine) -> dict[str, int]:
@@ -81,3 +82,53 @@ def test_a_share_that_shrinks_takes_nothing_from_sequences():
     host.resize(9)
     assert host.available == host.capacity == 6
     assert sorted(host.allocate(6)) == list(range(6))
+
+
+def test_memory_above_a_shrunken_share_is_named_once():
+    """Free places that were written are given up until what is held fits the share."""
+    host = HostBlockManager(8)
+    held = host.allocate(6)
+    assert host.take_surplus() == []
+    host.release(held[:4])
+    host.resize(3)
+    gone = host.take_surplus()
+    assert len(gone) == 3
+    assert set(gone) < set(held[:4])
+    assert host.take_surplus() == []
+    host.release(held[4:])
+    assert len(host.take_surplus()) == 0
+    host.resize(8)
+    assert sorted(host.allocate(8)) == list(range(8))
+
+
+def test_free_memory_is_filled_before_new_memory_is_touched():
+    """A place that was written and is free again is taken before one that never was."""
+    host = HostBlockManager(5)
+    first = host.allocate(2)
+    host.release(first)
+    assert set(host.allocate(2)) == set(first)
+
+
+def test_dropped_places_leave_their_neighbours_alone():
+    """The pages of a dropped place go back to the system; the bytes beside it stay."""
+    blocks = HostBlocks(places=3, layers=4, block_bytes=3 * 4096)
+    data = blocks.reserve()
+    data.fill_(7)
+    blocks.drop([1])
+    assert bool((data[0] == 7).all())
+    assert bool((data[2] == 7).all())
+    assert int((data[1] == 0).sum()) >= data[1].numel() - 2 * 4096
+
+
+def test_a_model_gives_back_the_memory_of_a_share_that_shrank():
+    """After a model joined, no more swap memory is held than the shares allow."""
+    engine = tenants("a", kv_slabs=14, pressure="swap", max_model_len=128, swap_bytes=600_000)
+    swap_out(engine, "a")
+    settle(engine)
+    host = engine.tenant("a").scheduler.host
+    written = len(host._free) + host.used + len(host._cached)
+    reload(engine, "ab")
+    settle(engine)
+    left = len(host._free) + host.used + len(host._cached)
+    assert left <= host.capacity < written
+    check(engine)

@@ -264,12 +264,14 @@ def _swap_bytes(arena: Arena, config: EngineConfig) -> int:
 def share_swap(tenants: Iterable[Tenant], arena: Arena, config: EngineConfig) -> None:
     """Split swap space evenly anew, after a model came or went; none gets more than it reserved."""
     hosts = [
-        (tenant.scheduler.host, tenant.unit.layers * tenant.unit.block_bytes)
+        (tenant, tenant.scheduler.host)
         for tenant in tenants
         if tenant.scheduler is not None and tenant.scheduler.host is not None
     ]
-    for host, block_bytes in hosts:
+    for tenant, host in hosts:
+        block_bytes = tenant.unit.layers * tenant.unit.block_bytes
         host.resize(_swap_bytes(arena, config) // len(hosts) // block_bytes)
+        tenant.drop_surplus()
 
 
 def _open_host_tier(

@@ -374,18 +374,20 @@ class HostBlockManager:
     """Places for blocks in host memory: swapped sequences, and evicted prefixes while there is room.
 
     A place holds all layers of one block side by side, so that it leaves and comes in one piece.
+    Free places that were written before are taken first: no more memory than need be is ever held.
 
     Attributes:
         places: All that were reserved.
         capacity: How many of them may be filled; fewer while models that joined have their share.
     """
 
-    __slots__ = ("_cached", "_free", "capacity", "places", "used")
+    __slots__ = ("_cached", "_free", "_untouched", "capacity", "places", "used")
 
     def __init__(self, places: int) -> None:
         self.places = self.capacity = places
         self.used = 0
-        self._free = list(range(places - 1, -1, -1))
+        self._free: list[int] = []
+        self._untouched = list(range(places - 1, -1, -1))
         self._cached: OrderedDict[bytes, int] = OrderedDict()
 
     def resize(self, capacity: int) -> None:
@@ -393,6 +395,18 @@ class HostBlockManager:
         self.capacity = min(capacity, self.places)
         while self._cached and self.used + len(self._cached) > self.capacity:
             self._free.append(self._cached.popitem(last=False)[1])
+
+    def take_surplus(self) -> list[int]:
+        """Return the free places whose memory is beyond the capacity, once: their pages may go.
+
+        Call it when no copy from or to a place is outstanding: a place is free as soon as the copy
+        that empties it is ordered.
+        """
+        held = self.used + len(self._cached) + len(self._free)
+        kept = max(0, len(self._free) - max(0, held - self.capacity))
+        surplus, self._free = self._free[kept:], self._free[:kept]
+        self._untouched += surplus
+        return surplus
 
     @property
     def available(self) -> int:
@@ -411,7 +425,7 @@ class HostBlockManager:
 
     def _next(self) -> int:
         if self.used + len(self._cached) < self.capacity:
-            return self._free.pop()
+            return (self._free or self._untouched).pop()
         return self._cached.popitem(last=False)[1]
 
     def release(self, places: Sequence[int]) -> None:

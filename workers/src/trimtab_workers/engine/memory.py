@@ -37,6 +37,21 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def drop_pages(data: torch.Tensor) -> None:
+    """Return the whole pages of contiguous bytes to the system; the address space stays taken.
+
+    The pages read as zeros afterwards. Pages that the bytes share with others are kept.
+    """
+    first = -(-data.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (data.data_ptr() + data.numel() * data.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first >= end:
+        return
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED
+        )
+
+
 class ArenaMemory:
     """One CPU buffer of `slabs` times `slab_bytes`."""
 

@@ -79,6 +79,8 @@ class Mover:
             worked = True
             if not self._one(op):
                 break
+        for tenant in self._tenants.values():
+            tenant.drop_surplus()
         return self._load_some() or worked
 
     def _one(self, op: Op) -> bool:

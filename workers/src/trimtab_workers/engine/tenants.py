@@ -111,6 +111,12 @@ class Tenant:
         self.metrics.lacks(what)
         log.warning("policy_off", extra={"model": self.spec.name, "what": what, "reason": reason})
 
+    def drop_surplus(self) -> None:
+        """Give the memory above its swap share back: models that joined count on it."""
+        host = None if self.scheduler is None else self.scheduler.host
+        if host is not None and self.host_blocks is not None:
+            self.host_blocks.drop(host.take_surplus())
+
     def let_go(self) -> None:
         """Drop everything that holds memory, and all that it counted on."""
         self.scheduler = self.runner = self.model = None

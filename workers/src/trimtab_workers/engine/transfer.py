@@ -15,10 +15,11 @@ import torch
 
 from trimtab_workers.engine.clock import VirtualClock
 from trimtab_workers.engine.errors import HostCopyError
+from trimtab_workers.engine.memory import drop_pages
 from trimtab_workers.engine.weights.hostcopy import HostCopy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from trimtab_workers.engine.clock import Clock
     from trimtab_workers.engine.kv import KvLayout
@@ -74,6 +75,12 @@ class HostBlocks:
     def data(self) -> torch.Tensor:
         """The bytes, shape [places, layers, block_bytes]; taken from the system at first use."""
         return self.reserve() if self._data is None else self._data
+
+    def drop(self, places: Iterable[int]) -> None:
+        """Give the memory of places back to the system; what lay there is lost."""
+        if self._data is not None:
+            for place in places:
+                drop_pages(self._data[place])
 
 
 class TransferEngine(Protocol):
