@@ -16,11 +16,11 @@ from tests.unit.planning.builders import (
     an_intent,
     plan_one,
 )
+from tests.unit.planning.one_replica import OneReplica
 from trimtab.planning.curves import isotonic, rising_curve
 from trimtab.planning.fingerprint import dump, parse
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.snapshot import Constraints, Load, Targets
-from trimtab.planning.steady import Replica, ReplicaLimits
 from trimtab.planning.step_model import StepWork, fit
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -85,9 +85,8 @@ def test_a_rising_curve_rises_everywhere(points):
 )
 def test_a_replica_s_latency_rises_with_the_rate(times, prompt, output, slots):
     """Up to its capacity a replica has a steady state, and more load never makes it faster."""
-    limits = ReplicaLimits(token_budget=512, max_sequences=slots, kv_tokens=100_000)
     model = fit(a_fingerprint(**times), depth=30)
-    replica = Replica(model, prompt=prompt, output=output, limits=limits)
+    replica = OneReplica(model, prompt=prompt, output=output, slots=slots, kv_tokens=100_000)
     capacity = replica.capacity()
     assert capacity > 0
     last = 0.0

@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 
 from tests.unit.planning.builders import a_fingerprint
+from tests.unit.planning.one_replica import OneReplica
 from tests.unit.planning.queue_cases import (
     DEPTH,
     MODEL,
@@ -19,7 +20,6 @@ from tests.unit.planning.queue_cases import (
 )
 from trimtab.planning.queue_sim import quantile, simulate
 from trimtab.planning.scheduler_limits import SwapSpace
-from trimtab.planning.steady import Replica, ReplicaLimits
 from trimtab.planning.step_model import fit
 from trimtab.planning.workload import PlannedLoad, Variation, synthesize
 
@@ -255,12 +255,7 @@ _BURSTS = pytest.mark.xfail(
 def test_the_closed_form_agrees_with_the_simulation(prompt, output, load):
     """Mean TPOT of the steady state is within 10 % of the simulated one at up to 70 % of capacity."""
     model = fit(a_fingerprint(), depth=DEPTH)
-    steady = Replica(
-        model,
-        prompt=prompt,
-        output=output,
-        limits=ReplicaLimits(token_budget=512, max_sequences=32, kv_tokens=1_000_000),
-    )
+    steady = OneReplica(model, prompt=prompt, output=output)
     rate = load * steady.capacity()
     result, _ = run(*poisson(rate, count=500, prompt=prompt, output=output), queue_limit=None)
     assert steady.steady(rate).step_us == pytest.approx(fmean(result.values("TPOT")), rel=0.10)

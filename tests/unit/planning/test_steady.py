@@ -2,20 +2,21 @@ import math
 import random
 from statistics import fmean
 
+import numpy as np
 import pytest
 
 from tests.unit.planning.builders import a_fingerprint
+from tests.unit.planning.one_replica import OneReplica
 from tests.unit.planning.queue_oracle import poisson, simulate, tpots, ttfts
-from trimtab.planning.steady import Replica, ReplicaLimits, _Company
+from trimtab.planning.steady import ReplicaLimits, Replicas
 from trimtab.planning.step_model import fit
+from trimtab.planning.waits import Waits
 
 DEPTH = 30
 
 
-def _replica(*, prompt=128, output=65, slots=32, kv_tokens=1_000_000, budget=512, **times):
-    model = fit(a_fingerprint(**times), depth=DEPTH)
-    limits = ReplicaLimits(token_budget=budget, max_sequences=slots, kv_tokens=kv_tokens)
-    return Replica(model, prompt=prompt, output=output, limits=limits)
+def _replica(*, prompt=128, output=65, **limits):
+    return OneReplica(fit(a_fingerprint(), depth=DEPTH), prompt=prompt, output=output, **limits)
 
 
 def test_a_request_alone_takes_its_prompt_and_its_steps():
@@ -63,7 +64,7 @@ def test_short_prompts_share_steps_instead_of_queueing():
     few, many = _replica(prompt=512, output=2), _replica(prompt=64, output=2)
     rate = 0.5 * few.capacity()
     waits = [
-        r.ttft_us(r.steady(x), quantile=0.95) / r.service_us(0.0)
+        r.ttft_us(r.steady(x), quantile=0.95) / r.service_us(0)
         for r, x in ((few, rate), (many, 2 * rate))
     ]
     assert waits[1] < waits[0]
@@ -72,15 +73,15 @@ def test_short_prompts_share_steps_instead_of_queueing():
 def test_max_running_is_the_batch_that_meets_a_target():
     """The cap on sequences comes out of the target; no sequence at all below the floor."""
     replica = _replica()
-    target = replica.decode_us(3.0)
+    target = replica.decode_us(3)
     assert replica.max_running(target) == 4
-    assert replica.max_running(replica.decode_us(0.0) - 1) == 0
+    assert replica.max_running(replica.decode_us(0) - 1) == 0
 
 
 def test_an_output_of_one_token_needs_no_decoding():
     """With one output token only the prompt counts."""
     replica = _replica(output=1)
-    assert replica.unloaded_us() == pytest.approx(replica.service_us(0.0))
+    assert replica.unloaded_us() == pytest.approx(replica.service_us(0))
     assert replica.capacity() > 0
 
 
@@ -119,31 +120,73 @@ def test_a_request_finds_more_company_than_a_poisson_number():
     assert abs(sum(state.seen) - 1) < 1e-9
 
 
+def _bisected(waits, share):
+    """The time that a mixture of (share, sure, use, tail) exceeds with a probability, by halving."""
+    low, high = 0.0, max(sure + 40 * tail for _, sure, _, tail in waits)
+    for _ in range(60):
+        middle = (low + high) / 2
+        late = sum(
+            p * (1.0 if middle < sure else use * math.exp((sure - middle) / tail))
+            for p, sure, use, tail in waits
+        )
+        low, high = (middle, high) if late > share else (low, middle)
+    return high
+
+
 def test_a_quantile_of_waits_is_what_bisection_finds():
     """Jumps and exponential tails, equal certain times and waits that never queue among them."""
     draw = random.Random(7)
-    jumps = 0
-    for _ in range(300):
+    quantiles = [0.5, 0.95, 0.99]
+    every = []
+    for _ in range(100):
         shares = [draw.random() ** 3 + 1e-9 for _ in range(draw.randint(1, 40))]
-        waits = [
-            (
-                share / sum(shares),
-                draw.choice([1e4, 3e4, draw.random() * 1e6]),
-                draw.choice([0.0, 0.99 * draw.random()]),
-                1 + draw.random() * 1e5,
-            )
-            for share in shares
-        ]
-        quantile = draw.choice([0.5, 0.95, 0.99])
-        low, high = 0.0, max(sure + 40 * tail for _, sure, _, tail in waits)
-        for _ in range(60):
-            middle = (low + high) / 2
-            late = sum(
-                p * (1.0 if middle < sure else use * math.exp((sure - middle) / tail))
-                for p, sure, use, tail in waits
-            )
-            low, high = (middle, high) if late > 1 - quantile else (low, middle)
-        found = _Company.of(waits).exceeded(1 - quantile)
-        assert found == pytest.approx(high, rel=1e-9)
-        jumps += any(found == sure for _, sure, _, _ in waits)
+        every.append(
+            [
+                (
+                    share / sum(shares),
+                    draw.choice([1e4, 3e4, draw.random() * 1e6]),
+                    draw.choice([0.0, 0.99 * draw.random()]),
+                    1 + draw.random() * 1e5,
+                )
+                for share in shares
+            ]
+        )
+    # Rows of unequal length are filled with waits that are never met.
+    filled = np.array([row + [(0.0, 5e3, 0.5, 1e3)] * (40 - len(row)) for row in every])
+    shares, sure, use, tail = np.moveaxis(filled, 2, 0)
+    waits = Waits(shares=shares, sure=sure, use=use, tail=tail)
+    found = waits.exceeded([1 - quantile for quantile in quantiles])
+    jumps = 0
+    for row, times in zip(every, found, strict=True):
+        assert times == pytest.approx([_bisected(row, 1 - q) for q in quantiles], rel=1e-9)
+        jumps += sum(any(time == sure for _, sure, _, _ in row) for time in times)
     assert 0 < jumps < 300
+
+
+def test_a_row_does_not_hang_on_the_rows_beside_it():
+    """Replicas asked about together get bit by bit what each gets alone, whatever their load."""
+    models = [fit(a_fingerprint(us_per_token=x), depth=DEPTH) for x in (5.0, 20.0, 80.0)]
+    limits = [ReplicaLimits(token_budget=512, max_sequences=32)] * 3
+    together = Replicas(models, prompt=200, output=65, limits=limits)
+    which = np.array([0, 1, 2, 2, 0])
+    slots = np.array([32, 4, 32, 1, 7])
+    rate = together.capacity(which, slots) * [0.1, 0.9, 1.5, 0.98, 0.0]
+
+    def figures(replicas, rows, numbers):
+        states = replicas.steady(numbers, slots=slots[rows], rate=rate[rows])
+        waits = replicas.waits(states)
+        return np.concatenate(
+            [
+                states.step_us[:, None],
+                states.others([0.5, 0.95]),
+                replicas.tpot_us(states, [0.5, 0.95]),
+                waits.mean()[:, None],
+                waits.exceeded([0.5, 0.05]),
+            ],
+            axis=1,
+        )
+
+    all_at_once = figures(together, np.arange(5), which)
+    for row, number in enumerate(which):
+        alone = Replicas([models[number]], prompt=200, output=65, limits=limits[:1])
+        assert (figures(alone, np.array([row]), np.array([0])) == all_at_once[row]).all()

@@ -2,11 +2,14 @@ import itertools
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.unit.planning.builders import a_fingerprint
+from trimtab.planning.curves import Curve
 from trimtab.planning.fingerprint import FingerprintInvalidError, StepPoint
 from trimtab.planning.scheduler_limits import SchedulerLimits
+from trimtab.planning.step_arrays import Beside, StepModels
 from trimtab.planning.step_model import StepWork, fit, work_of
 from trimtab.planning.step_tables import StepTables
 
@@ -164,6 +167,65 @@ def test_a_grid_of_mixed_points_is_part_of_the_model():
     assert abs(model.mixed_error) < 0.02
     few = replace(_full_grid(), mixed=_full_grid().mixed[:1])
     assert fit(few, depth=DEPTH).kinds[0].mixed == ()
+
+
+def test_a_chunk_of_a_measured_size_is_charged_what_was_measured():
+    """What decoding costs more beside a chunk of exactly 128 tokens is not that of 16."""
+    grid = _full_grid()
+    dearer = tuple(
+        replace(p, t1_us=p.t1_us + 5 * p.chunk, t2_us=p.t2_us + 55 * p.chunk) for p in grid.mixed
+    )
+    model = fit(replace(grid, mixed=dearer), depth=DEPTH)
+
+    def extra(chunk):
+        return model.kinds[0]._mixed_us(chunk, 8.0, 1024.0)
+
+    assert extra(16) < extra(127) < extra(128) < extra(129)
+    assert extra(128) == pytest.approx((extra(127) + extra(129)) / 2, rel=0.01)
+    assert extra(4) == extra(16)
+    assert extra(4000) == extra(512)
+
+
+def test_models_side_by_side_time_each_step_as_its_own_model_does():
+    """Lines, bent surfaces, mixed grids, two kinds of layers and corrections, inside the grid and beyond."""
+    plain, full = fit(a_fingerprint(), depth=DEPTH), fit(_full_grid(), depth=DEPTH)
+    kinds = (full.kinds[0], replace(plain.kinds[0], layers=5))
+    models = [
+        plain,
+        full,
+        replace(full, kinds=kinds, correction=Curve((0.0, 3.0), (0.1, -0.2))),
+        replace(plain, correction=Curve((1.0,), (0.3,)), fixed=Curve((1.0,), (700.0,))),
+    ]
+    together = StepModels(models)
+    draw = random.Random(5)
+    which = np.array([draw.randrange(len(models)) for _ in range(400)])
+    batch = np.array([draw.choice([0.0, 1.0, 2.5, 8.0, 31.0, 70.0]) for _ in which])
+    chunk = np.array([draw.choice([0.0, 1.0, 16.0, 60.5, 128.0, 512.0, 3000.0]) for _ in which])
+    context = draw.choice([40.0, 900.5, 5000.0, 70_000.0])
+    beside = Beside(together, which, batch, context=context, sampled=1 + batch)
+    times = beside.step_us(chunk + batch, chunk * 300 / 2)
+    resting = together.decode_us(which, batch, context=context)
+    outside = together.extrapolates(which, tokens=chunk, batch=batch + 1, context=context)
+    for n, number in enumerate(which):
+        work = StepWork(
+            tokens=chunk[n] + batch[n],
+            sampled=1 + batch[n],
+            work=chunk[n] * 300 / 2,
+            batch=batch[n],
+            kv_tokens=batch[n] * context,
+        )
+        assert times[n] == pytest.approx(models[number].step_us(work), rel=1e-14)
+        alone = replace(work, tokens=batch[n], sampled=batch[n], work=0.0)
+        expected = models[number].step_us(alone) if batch[n] else 0.0
+        assert resting[n] == pytest.approx(expected, rel=1e-14)
+        large = StepWork(
+            tokens=chunk[n],
+            sampled=1.0,
+            batch=batch[n] + 1,
+            kv_tokens=(batch[n] + 1) * context,
+        )
+        assert outside[n] == models[number].extrapolates(large)
+    assert 0 < outside.sum() < len(outside)
 
 
 @pytest.mark.parametrize("fingerprint", [a_fingerprint(), _full_grid()])

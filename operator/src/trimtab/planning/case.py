@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 from trimtab.planning.capacity import Ledger
 from trimtab.planning.diagnose import Problem, no_fit, price_unknown
-from trimtab.planning.objectives import Judged, prune, rank
+from trimtab.planning.objectives import Judged, judge, prune, rank
 from trimtab.planning.options import pin_problem, running_option, space
 from trimtab.planning.plan import Alternative, FingerprintNeed
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.slots import Nodes, first
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
-from trimtab.planning.survey import Survey, Surveys, judged_option
+from trimtab.planning.survey import Survey, Surveys, is_priced
 from trimtab.planning.workload import PlannedLoad, planned_load
 
 # A roofline is about twofold off (planner.md §4); two of them overlap within a factor of four.
@@ -106,7 +106,7 @@ def prepare(
     if assignment is None:
         return case
     running = running_option(intent, model, assignment, load=load, snapshot=snapshot, policy=policy)
-    judged = judged_option(intent, running, load, snapshot=snapshot, policy=policy)
+    judged = judge(intent, running, load=load, priced=is_priced(snapshot), policy=policy)
     return replace(case, running=judged)
 
 

@@ -1,14 +1,17 @@
 """From a configuration to what it delivers: the fingerprint that fits it, memory, latencies, cost."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
 
 from trimtab.planning.architecture import Architecture, architecture_hash
 from trimtab.planning.confidence import assess, margin_permille
 from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, FingerprintKey
-from trimtab.planning.memory import memory_plan
+from trimtab.planning.memory import MemoryPlan, memory_plan
 from trimtab.planning.plan import Latency, Option, Prediction
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
@@ -21,7 +24,8 @@ from trimtab.planning.snapshot import (
     IntentView,
     ModelView,
 )
-from trimtab.planning.steady import Replica, ReplicaLimits, Steady, StepTimes
+from trimtab.planning.steady import ReplicaLimits, Replicas, States
+from trimtab.planning.step_arrays import Bools, Floats
 from trimtab.planning.step_model import StepModel, fit
 from trimtab.planning.workload import PlannedLoad
 
@@ -29,18 +33,16 @@ _GIB = 2**30
 _UNBOUND_TOKENS = 1 << 40
 # What a replica that cannot carry its load is shown with: just below its capacity.
 _FULL = 0.98
+# The company that memory is planned for: what one request in twenty exceeds.
+_BUSY = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The step model of a configuration and where it comes from.
-
-    ``memo`` holds step times once computed: every load and replica count asks for the same ones.
-    """
+    """The step model of a configuration and where it comes from."""
 
     fingerprint: Fingerprint
     model: StepModel
-    memo: StepTimes = field(default_factory=dict, compare=False, repr=False)
 
 
 def key_for(
@@ -113,6 +115,190 @@ def _estimated(
     return roofline(architecture, key=key, policy=policy)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """How much of which configuration is asked about, and at which rate over all its replicas.
+
+    ``number`` is the configuration's place among the estimator's.
+    """
+
+    number: int
+    replicas: int
+    rate: float
+
+
+class _Figures(NamedTuple):
+    """What one replica delivers, times in µs; lists hold p50, p95, p99 and the intent's percentile."""
+
+    slots: int
+    capacity: float
+    overloaded: bool
+    extrapolated: bool
+    running: float
+    step_us: float
+    ttft_us: float
+    ttfts: list[float]
+    tpots: list[float]
+
+
+class Estimator:
+    """Predicts options of one intent for requests of given mean lengths, many at once.
+
+    ``load`` gives the lengths; rates are asked for. `sources` are where the predictions come from, in
+    the order of the configurations.
+    """
+
+    def __init__(
+        self,
+        intent: IntentView,
+        model: ModelView,
+        configs: Sequence[Config],
+        *,
+        load: PlannedLoad,
+        snapshot: FleetSnapshot,
+        policy: PlannerPolicy,
+    ) -> None:
+        self.sources = tuple(
+            find_source(model, config, snapshot=snapshot, policy=policy) for config in configs
+        )
+        self._intent, self._model, self._configs, self._load = intent, model, configs, load
+        self._snapshot, self._policy = snapshot, policy
+        limits = ReplicaLimits(
+            token_budget=policy.cpu_max_batch_tokens, max_sequences=policy.cpu_max_sequences
+        )
+        self._replicas = Replicas(
+            [source.model for source in self.sources],
+            prompt=load.prompt,
+            output=load.output,
+            limits=[limits] * len(configs),
+            window=model.architecture.sliding_window,
+        )
+        self._sequences = np.array([self._most_sequences(n) for n in range(len(configs))])
+        self._unloaded = self._replicas.unloaded_us.tolist()
+        self._digests = tuple(
+            "Roofline" if s.fingerprint.source == "Roofline" else s.fingerprint.key.digest()
+            for s in self.sources
+        )
+
+    def options(self, asks: Sequence[Ask]) -> list[Callable[[], Option]]:
+        """Return each option, with prediction and cost, to be called for if it is looked at."""
+        which = np.array([ask.number for ask in asks])
+        rates = np.array([ask.rate / ask.replicas for ask in asks])
+        sequences, replicas = self._sequences[which], self._replicas
+        unbound = np.full(len(asks), _UNBOUND_TOKENS)
+        roomy = replicas.slots(which, kv_tokens=unbound, sequences=sequences)
+        states = replicas.steady(which, slots=roomy, rate=rates)
+        others = states.others([_BUSY])[:, 0].tolist()
+        memories = [self._memory(a.number, found) for a, found in zip(asks, others, strict=True)]
+        kv_tokens = np.array([memory.kv_tokens for memory in memories])
+        slots = replicas.slots(which, kv_tokens=kv_tokens, sequences=sequences)
+        capacity = replicas.capacity(which, slots)
+        overloaded = rates > capacity
+        if overloaded.any() or (slots != roomy).any():
+            # Else no KV cache binds, and these are the states that were computed already.
+            shown = np.where(overloaded, _FULL * capacity, rates)
+            states = replicas.steady(which, slots=slots, rate=shown)
+        figures = self._figures(states, capacity, overloaded)
+        return [
+            partial(self._option, ask, memory, one)
+            for ask, memory, one in zip(asks, memories, figures, strict=True)
+        ]
+
+    def _figures(self, states: States, capacity: Floats, overloaded: Bools) -> list[_Figures]:
+        replicas, waits = self._replicas, self._replicas.waits(states)
+        quantiles = (0.5, 0.95, 0.99, self._intent.targets.percentile / 100)
+        # The intent's own percentile is usually one of the others.
+        distinct = sorted(set(quantiles))
+        order = [distinct.index(quantile) for quantile in quantiles]
+        tpots = replicas.tpot_us(states, distinct)[:, order]
+        columns = (
+            states.slots,
+            capacity,
+            overloaded,
+            replicas.extrapolates(states),
+            states.running,
+            states.step_us,
+            waits.mean(),
+            waits.exceeded([1 - quantile for quantile in distinct])[:, order],
+            tpots if self._load.output > 1 else np.zeros_like(tpots),
+        )
+        return [_Figures(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+    def _option(self, ask: Ask, memory: MemoryPlan, figures: _Figures) -> Option:
+        config, source, policy = self._configs[ask.number], self.sources[ask.number], self._policy
+        unloaded = self._unloaded[ask.number]
+        capacity = figures.capacity * ask.replicas
+        prediction = _predict(
+            figures,
+            rate=ask.rate,
+            output=self._load.output,
+            percentile=self._intent.targets.percentile,
+            unloaded_us=unloaded,
+            overhead_us=self._snapshot.gateway_overhead_us,
+            capacity=capacity,
+        )
+        confidence = assess(
+            source.fingerprint,
+            source.model,
+            engine_version=self._snapshot.capabilities.version,
+            extrapolated=figures.extrapolated,
+            utilisation_permille=prediction.utilisation_permille,
+            policy=policy,
+        )
+        margin = margin_permille(confidence.level, policy=policy)
+        cost = hourly(
+            config,
+            replicas=ask.replicas,
+            memory_bytes=memory.total,
+            prices=self._snapshot.prices,
+        )
+        served = ask.rate if ask.rate > 0 else 1e6 / unloaded
+        return Option(
+            config=config,
+            replicas=ask.replicas,
+            memory_bytes=memory.total,
+            arena_bytes=memory.arena,
+            kv_tokens=memory.kv_tokens,
+            max_model_len=_max_model_len(self._model, self._load, policy),
+            max_seqs=figures.slots,
+            max_batch_tokens=policy.cpu_max_batch_tokens,
+            predicted=prediction,
+            margin_permille=margin,
+            ttft_margin_permille=max(policy.margin_ttft_unanchored_permille, margin),
+            confidence=confidence,
+            cost_per_hour_micro_usd=cost,
+            cost_per_million_output_tokens_micro_usd=_per_million(
+                cost, min(served, capacity), self._load
+            ),
+            cost_per_million_at_capacity_micro_usd=_per_million(cost, capacity, self._load),
+            fingerprint=self._digests[ask.number],
+        )
+
+    def _memory(self, number: int, others: float) -> MemoryPlan:
+        """Return a replica's memory, with KV for the company that a request finds when it is busy."""
+        config, load, policy = self._configs[number], self._load, self._policy
+        busy = (1 + others) * (load.prompt + load.output) * policy.kv_headroom_permille / 1000
+        return memory_plan(
+            self._model.architecture,
+            depth=self._model.depth,
+            precision=config.precision,
+            kv_precision=compute_precision(config.precision),
+            kv_tokens=max(_max_model_len(self._model, load, policy), math.ceil(busy)),
+            block_tokens=self._snapshot.capabilities.block_tokens,
+            fingerprint=self.sources[number].fingerprint,
+            policy=policy,
+            processes=config.tensor_parallel_size * config.pipeline_parallel_size,
+        )
+
+    def _most_sequences(self, number: int) -> int:
+        """Return the cap on sequences: what the TPOT target allows; the engine's where it allows none."""
+        target, policy = self._intent.targets.tpot_us, self._policy
+        if self._intent.objective != "TargetLatency" or target is None or self._load.output < 2:
+            return policy.cpu_max_sequences
+        within = target * 1000 / (1000 + policy.margin_high_permille)
+        return self._replicas.max_running(number, within) or policy.cpu_max_sequences
+
+
 def evaluate(
     intent: IntentView,
     model: ModelView,
@@ -120,97 +306,12 @@ def evaluate(
     *,
     replicas: int,
     load: PlannedLoad,
-    source: Source,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> Option:
     """Return the option of running ``replicas`` of ``config``, with its prediction and cost."""
-    rate = load.rate / replicas
-    window = model.architecture.sliding_window
-    longest = _max_model_len(model, load, policy)
-    sequences = _sequences(intent, load, source, window=window, policy=policy)
-
-    def replica(kv_tokens: int) -> Replica:
-        return Replica(
-            source.model,
-            prompt=load.prompt,
-            output=load.output,
-            limits=ReplicaLimits(
-                token_budget=policy.cpu_max_batch_tokens,
-                max_sequences=sequences,
-                kv_tokens=kv_tokens,
-                window=window,
-            ),
-            memo=source.memo,
-        )
-
-    roomy = replica(_UNBOUND_TOKENS)
-    busy = roomy.steady(rate)
-    memory = memory_plan(
-        model.architecture,
-        depth=model.depth,
-        precision=config.precision,
-        kv_precision=compute_precision(config.precision),
-        kv_tokens=max(longest, _kv_tokens(busy, load, policy)),
-        block_tokens=snapshot.capabilities.block_tokens,
-        fingerprint=source.fingerprint,
-        policy=policy,
-        processes=config.tensor_parallel_size * config.pipeline_parallel_size,
-    )
-    built = replica(memory.kv_tokens)
-    if built.slots == roomy.slots:
-        # The KV cache does not bind: it is the replica that was computed already.
-        built = roomy
-    capacity = built.capacity()
-    overloaded = rate > capacity
-    shown = _FULL * capacity if overloaded else rate
-    state = busy if built is roomy and not overloaded else built.steady(shown)
-    prediction = _predict(
-        built,
-        state,
-        load,
-        percentile=intent.targets.percentile,
-        overhead_us=snapshot.gateway_overhead_us,
-        capacity=capacity * replicas,
-        overloaded=overloaded,
-    )
-    confidence = assess(
-        source.fingerprint,
-        source.model,
-        engine_version=snapshot.capabilities.version,
-        extrapolated=source.model.extrapolates(built.busiest(state)),
-        utilisation_permille=prediction.utilisation_permille,
-        policy=policy,
-    )
-    cost = hourly(config, replicas=replicas, memory_bytes=memory.total, prices=snapshot.prices)
-    served = load.rate if load.rate > 0 else 1e6 / built.unloaded_us()
-    return Option(
-        config=config,
-        replicas=replicas,
-        memory_bytes=memory.total,
-        arena_bytes=memory.arena,
-        kv_tokens=memory.kv_tokens,
-        max_model_len=longest,
-        max_seqs=built.slots,
-        max_batch_tokens=policy.cpu_max_batch_tokens,
-        predicted=prediction,
-        margin_permille=margin_permille(confidence.level, policy=policy),
-        ttft_margin_permille=max(
-            policy.margin_ttft_unanchored_permille,
-            margin_permille(confidence.level, policy=policy),
-        ),
-        confidence=confidence,
-        cost_per_hour_micro_usd=cost,
-        cost_per_million_output_tokens_micro_usd=_per_million(
-            cost, min(served, capacity * replicas), load
-        ),
-        cost_per_million_at_capacity_micro_usd=_per_million(cost, capacity * replicas, load),
-        fingerprint=(
-            "Roofline"
-            if source.fingerprint.source == "Roofline"
-            else source.fingerprint.key.digest()
-        ),
-    )
+    estimator = Estimator(intent, model, [config], load=load, snapshot=snapshot, policy=policy)
+    return estimator.options([Ask(number=0, replicas=replicas, rate=load.rate)])[0]()
 
 
 def hourly(config: Config, *, replicas: int, memory_bytes: int, prices: PriceBook) -> int | None:
@@ -230,39 +331,35 @@ def hourly(config: Config, *, replicas: int, memory_bytes: int, prices: PriceBoo
 
 
 def _predict(
-    replica: Replica,
-    state: Steady,
-    load: PlannedLoad,
+    figures: _Figures,
     *,
+    rate: float,
+    output: int,
     percentile: int,
+    unloaded_us: float,
     overhead_us: int,
     capacity: float,
-    overloaded: bool,
 ) -> Prediction:
-    ttft_mean = replica.ttft_us(state, quantile=None) + overhead_us
-    tokens = load.output - 1
-    quantiles = (0.5, 0.95, 0.99, percentile / 100)
-    # The intent's own percentile is usually one of the others.
-    waits = {q: replica.ttft_us(state, quantile=q) for q in quantiles}
-    tpots = [replica.tpot_us(state, quantile=q) if tokens else 0.0 for q in quantiles]
-    ttfts = [waits[q] + overhead_us for q in quantiles]
-    tpot_mean = state.step_us if tokens else 0.0
+    tokens = output - 1
+    ttft_mean = figures.ttft_us + overhead_us
+    ttfts = [wait + overhead_us for wait in figures.ttfts]
+    tpot_mean = figures.step_us if tokens else 0.0
     # Percentiles of the two add up only if slow prompts meet slow decodes; they do, under load.
-    e2es = [first + tokens * each for first, each in zip(ttfts, tpots, strict=True)]
+    e2es = [first + tokens * each for first, each in zip(ttfts, figures.tpots, strict=True)]
     return Prediction(
         ttft=_latency(ttft_mean, ttfts, percentile),
-        tpot=_latency(tpot_mean, tpots, percentile),
+        tpot=_latency(tpot_mean, figures.tpots, percentile),
         e2e=_latency(ttft_mean + tokens * tpot_mean, e2es, percentile),
-        unloaded_e2e_us=round(replica.unloaded_us()) + overhead_us,
+        unloaded_e2e_us=round(unloaded_us) + overhead_us,
         capacity_milli_rps=math.floor(capacity * 1000),
-        utilisation_permille=math.ceil(1000 * load.rate / capacity),
-        mean_batch_milli=round(1000 * state.running),
-        overloaded=overloaded,
+        utilisation_permille=math.ceil(1000 * rate / capacity),
+        mean_batch_milli=round(1000 * figures.running),
+        overloaded=figures.overloaded,
     )
 
 
 def _latency(mean: float, quantiles: list[float], percentile: int) -> Latency:
-    p50, p95, p99, chosen = (round(q) for q in quantiles)
+    p50, p95, p99, chosen = map(round, quantiles)
     return Latency(
         mean_us=round(mean),
         p50_us=p50,
@@ -277,37 +374,6 @@ def _max_model_len(model: ModelView, load: PlannedLoad, policy: PlannerPolicy) -
     """Return the longest prompt + output to serve: the p99 request, in the model's context."""
     longest = policy.longest_request_permille * (load.prompt + load.output) // 1000
     return min(model.context_length, max(policy.least_model_len, longest))
-
-
-def _sequences(
-    intent: IntentView,
-    load: PlannedLoad,
-    source: Source,
-    *,
-    window: int,
-    policy: PlannerPolicy,
-) -> int:
-    """Return the cap on sequences: what the TPOT target allows; the engine's where it allows none."""
-    target = intent.targets.tpot_us
-    if intent.objective != "TargetLatency" or target is None or load.output < 2:
-        return policy.cpu_max_sequences
-    limits = ReplicaLimits(
-        token_budget=policy.cpu_max_batch_tokens,
-        max_sequences=policy.cpu_max_sequences,
-        kv_tokens=_UNBOUND_TOKENS,
-        window=window,
-    )
-    replica = Replica(
-        source.model, prompt=load.prompt, output=load.output, limits=limits, memo=source.memo
-    )
-    allowed = replica.max_running(target * 1000 / (1000 + policy.margin_high_permille))
-    return allowed or policy.cpu_max_sequences
-
-
-def _kv_tokens(state: Steady, load: PlannedLoad, policy: PlannerPolicy) -> int:
-    """Return the KV tokens of the busy steady state, whole requests, with headroom."""
-    busy = 1 + state.others(0.95)
-    return math.ceil(busy * (load.prompt + load.output) * policy.kv_headroom_permille / 1000)
 
 
 def _per_million(cost: int | None, rate: float, load: PlannedLoad) -> int | None:

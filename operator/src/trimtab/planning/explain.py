@@ -1,6 +1,6 @@
 """Decisions in sentences: what was chosen and why, and why every other option lost."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from trimtab.planning.objectives import Judged, tpot_with_margin, ttft_with_margin
 from trimtab.planning.plan import Alternative, Binding, Lost, Option
@@ -45,7 +45,7 @@ def alternatives(
     *,
     best: Judged | None,
     others: Sequence[Judged],
-    blocked: Iterable[Judged],
+    has_room: Callable[[Judged], bool],
     kept: bool,
     refused: Sequence[Alternative],
     policy: PlannerPolicy,
@@ -56,12 +56,11 @@ def alternatives(
         intent: For its targets.
         best: The chosen option, None if nothing runs.
         others: Options in order of preference, the chosen one among them.
-        blocked: Those that the nodes have no room for.
+        has_room: Whether the nodes have room for an option; asked for those that are shown.
         kept: The chosen option was kept although another would be slightly better.
         refused: Configurations that cannot run at all.
         policy: How many are shown.
     """
-    no_room = {id(j) for j in blocked}
     seen = {best.option.config} if best else set()
     first: list[Judged] = []
     later: list[Judged] = []
@@ -70,17 +69,18 @@ def alternatives(
             continue
         (later if judged.option.config in seen else first).append(judged)
         seen.add(judged.option.config)
+    every, few = [*first, *later], policy.shown_alternatives
+    unable = list(refused)[: max(1, few - len(every))]
     shown: list[Alternative] = []
-    for judged in (*first, *later):
-        reason, why = _why_not(intent, judged, best, no_room=id(judged) in no_room, kept=kept)
+    for judged in every[: few - len(unable)]:
+        room = has_room(judged)
+        reason, why = _why_not(intent, judged, best, no_room=not room, kept=kept)
         shown.append(
             Alternative(
                 config=judged.option.config, option=judged.option, reason=reason, why_not=why
             )
         )
-    few = policy.shown_alternatives
-    unable = list(refused)[: max(1, few - len(shown))]
-    return (*shown[: few - len(unable)], *unable)
+    return (*shown, *unable)
 
 
 def binding(judged: Judged, intent: IntentView) -> Binding:

@@ -322,10 +322,17 @@ def _explained(
         verdict = "PlannedNearest"
     if pick is not None:
         ledger.release(pick.judged.option, pick.nodes)
-    blocked = [j for j in case.every if not ledger.fits(j.option)]
+    others = alternatives(
+        intent,
+        best=pick.judged if pick else None,
+        others=[*case.options, *_best_of_others(case)],
+        has_room=lambda judged: ledger.fits(judged.option),
+        kept=pick.kept if pick else False,
+        refused=case.refused,
+        policy=policy,
+    )
     if pick is not None:
         ledger.take(pick.judged.option, pick.nodes)
-    others = [*case.options, *_best_of_others(case)]
     return IntentPlan(
         uid=intent.uid,
         namespace=intent.namespace,
@@ -336,15 +343,7 @@ def _explained(
         message=message,
         option=pick.judged.option if pick else None,
         nodes=pick.nodes if pick else (),
-        alternatives=alternatives(
-            intent,
-            best=pick.judged if pick else None,
-            others=others,
-            blocked=blocked,
-            kept=pick.kept if pick else False,
-            refused=case.refused,
-            policy=policy,
-        ),
+        alternatives=others,
         binding=binding(pick.judged, intent) if pick else None,
         load_assumed=load.assumed if load else False,
         keeps_assignment=pick.kept if pick else False,

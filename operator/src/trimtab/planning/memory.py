@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from trimtab.planning.architecture import Architecture
@@ -37,6 +38,7 @@ class ArenaShape:
         return blocks + 2 + -(-blocks * _WATERMARK_PERMILLE // 1000)
 
 
+@lru_cache(maxsize=1024)
 def arena_shape(
     architecture: Architecture, *, depth: int, precision: str, kv_precision: str, block_tokens: int
 ) -> ArenaShape:
@@ -95,6 +97,7 @@ def layer_bytes(architecture: Architecture, *, precision: str) -> int:
     return matrices_bytes(architecture, precision=precision) + beside * value_bytes(precision)
 
 
+@lru_cache(maxsize=1024)
 def weight_bytes(architecture: Architecture, *, depth: int, precision: str) -> int:
     """Return the exact bytes of all weights at a precision."""
     fixed = architecture.fixed_parameters() * value_bytes(precision)

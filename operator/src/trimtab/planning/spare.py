@@ -8,7 +8,7 @@ busy part of the last half hour, and meet the target with 10 points more than th
 
 from dataclasses import replace
 
-from trimtab.planning.estimate import evaluate, find_source
+from trimtab.planning.estimate import evaluate
 from trimtab.planning.objectives import Judged, judge
 from trimtab.planning.plan import Findings, FleetPlan, Option
 from trimtab.planning.policy import PlannerPolicy
@@ -58,12 +58,6 @@ def _found(
         return Findings(uid=intent.uid, meets=True, running_meets=True, fewest=assignment.replicas)
     load = planned_load(intent.load, context_length=model.context_length, policy=policy)
     busy = _busy(intent.busy_load, load)
-    source = find_source(
-        model,
-        assignment.config,
-        snapshot=snapshot,
-        policy=policy,
-    )
 
     def judged(replicas: int, at: PlannedLoad) -> Judged:
         one = evaluate(
@@ -72,7 +66,6 @@ def _found(
             assignment.config,
             replicas=replicas,
             load=at,
-            source=source,
             snapshot=snapshot,
             policy=policy,
         )

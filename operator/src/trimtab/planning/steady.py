@@ -1,4 +1,4 @@
-"""Latency and capacity of one replica under a steady load, in closed form (planner.md §5).
+"""Latency and capacity of replicas under a steady load, in closed form (planner.md §5).
 
 With n sequences running, n/(n_o - 1) requests end per step, so a step computes p = n_i·n/(n_o - 1)
 prompt tokens beside the decodes, takes t(n), and the rate is n/((n_o - 1)·t(n)). The note's fixed
@@ -9,374 +9,343 @@ because a full batch is slow and so stays full. The chain "one more at rate λ, 
 k/((n_o - 1)·t(k))" has its distribution in product form; mean and percentiles are read off it
 (`tests/unit/planning/test_steady.py` holds both against a simulation step by step). Prompt tokens are
 not spread evenly: a share of the steps carries a chunk, which is what a sequence beside it feels.
+
+A plan asks about hundreds of replica counts of dozens of configurations. What does not depend on the
+load is computed once per configuration, and the rest for many loads at once: a row is one replica
+of one configuration at one rate, a column the number of requests in it.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
-from typing import Self
+from typing import Final
 
-from trimtab.planning.step_model import StepModel, StepWork
+import numpy as np
 
-_ITERATIONS = 40
-_GRID_STEP = 1.2
-_MOST_WAITING = 8
-_NEGLIGIBLE = 1e-7
-_EXACT = 1e-10
+from trimtab.planning.step_arrays import Beside, Bools, Floats, Ints, StepModels, pick, totals
+from trimtab.planning.step_model import StepModel
+from trimtab.planning.waits import Waits
 
-StepTimes = dict[tuple[float, float, float, int], float]
-"""Step times of one step model, µs, by (prompt tokens, decodes, context, prompt length)."""
-
-_Wait = tuple[float, float, float, float]
-"""Probability, certain time, probability of queueing, mean of the queue's exponential tail."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Company:
-    """Waits with rising certain times, and the probability of each one and all after it."""
-
-    waits: tuple[_Wait, ...]
-    ahead: tuple[float, ...]
-
-    @classmethod
-    def of(cls, waits: Sequence[_Wait]) -> Self:
-        ranked = sorted(waits, key=lambda wait: wait[1])
-        ahead = [0.0]
-        for wait in reversed(ranked):
-            ahead.append(ahead[-1] + wait[0])
-        return cls(tuple(ranked), tuple(reversed(ahead)))
-
-    def exceeded(self, share: float) -> float:
-        """Return the time that a wait exceeds with probability ``share``.
-
-        That probability falls in jumps where a certain time ends, and between them as a sum of
-        exponentials, on whose logarithm Newton's method comes from the left and never overshoots.
-        """
-        first = self._first(share)
-        if first == 0:
-            return self.waits[0][1]
-        time = self.waits[first - 1][1]
-        edge = self.waits[first][1] if first < len(self.waits) else math.inf
-        for _ in range(_ITERATIONS):
-            value, slope = self.ahead[first], 0.0
-            for p, sure, use, tail in self.waits[:first]:
-                late = p * use * math.exp((sure - time) / tail)
-                value += late
-                slope += late / tail
-            if value <= share:
-                break
-            step = value * math.log(value / share) / slope if slope > 0 else math.inf
-            time += step
-            if time >= edge:
-                return edge
-            if step <= _EXACT * time:
-                break
-        return time
-
-    def _first(self, share: float) -> int:
-        """Return the first wait at whose certain time at most ``share`` is left; none: their number."""
-        # Before this one more than that lies ahead alone.
-        low, high = 0, len(self.waits)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.ahead[middle + 1] <= share else (middle + 1, high)
-        step = 1
-        while low < len(self.waits) and self._left(low) > share:
-            low, step = low + step, 2 * step
-        low, high = max(0, low - step // 2), min(low, len(self.waits))
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._left(middle) <= share else (middle + 1, high)
-        return low
-
-    def _left(self, index: int) -> float:
-        """Return the probability that a wait is longer than one's certain time."""
-        time = self.waits[index][1]
-        return self.ahead[index + 1] + sum(
-            p * use * math.exp((sure - time) / tail)
-            for p, sure, use, tail in self.waits[: index + 1]
-        )
+_ITERATIONS: Final = 40
+_GRID_STEP: Final = 1.2
+_MOST_WAITING: Final = 8
+_NEGLIGIBLE: Final = 1e-7
+_STEP_ERROR: Final = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLimits:
-    """What bounds one replica: tokens per step, sequences, KV tokens, attention window (0: none)."""
+    """What bounds one replica, beside its KV cache: tokens per step, and sequences."""
 
     token_budget: int
     max_sequences: int
-    kv_tokens: int
-    window: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Steady:
-    """A replica's steady state, times in µs.
+class Replicas:
+    """Replicas of several step models that serve requests of equal mean lengths; times in µs.
+
+    ``which`` says by number whose replica a row is.
 
     Attributes:
-        rate: Requests per second.
-        step_us: Mean time per output token over requests.
-        running: Sequences that decode on average.
-        seen: Probability that an arriving request finds k others, by k; beyond the slots they wait.
+        prompt: Mean prompt tokens of a request.
+        tokens: Mean output tokens after its first one, at least 1.
+        decode_us: Per model and k, time of a step that decodes k sequences.
+        service_us: Per model and k, time to compute one prompt beside k sequences.
+        unloaded_us: Per model, end-to-end time of a request that is alone.
     """
-
-    rate: float
-    step_us: float
-    running: float
-    seen: tuple[float, ...]
-
-    def others(self, quantile: float) -> float:
-        """Return a quantile of the others that a request finds, interpolated between integers."""
-        below = 0.0
-        for k, share in enumerate(self.seen):
-            if below + share >= quantile:
-                return max(0.0, k - 1 + (quantile - below) / share) if k else 0.0
-            below += share
-        return float(len(self.seen) - 1)
-
-
-class Replica:
-    """The closed-form behaviour of one replica: a step model, mean lengths and limits."""
 
     def __init__(
         self,
-        model: StepModel,
+        models: Sequence[StepModel],
         *,
         prompt: int,
         output: int,
-        limits: ReplicaLimits,
-        memo: StepTimes | None = None,
+        limits: Sequence[ReplicaLimits],
+        window: int = 0,
     ) -> None:
-        """Prepare; ``memo`` is kept by a caller who asks for many replicas of one step model."""
-        self._model = model
-        self._prompt = prompt
-        self._tokens = max(1, output - 1)
-        self._decodes = output > 1
-        self._limits = limits
-        self._capacity: float | None = None
-        self._times: dict[int, tuple[float, float, float]] = {}
-        # Each is asked for again and again with equal arguments: per percentile, per iteration.
-        self._memo: StepTimes = {} if memo is None else memo
-        self._rested: dict[float, float] = {}
-        self._companies: dict[float, _Company] = {}
-        self._firsts: dict[tuple[int, float], tuple[float, float, float]] = {}
-        context = prompt + output / 2
-        self._context = min(context, float(limits.window)) if limits.window else context
-        by_kv = limits.kv_tokens / (prompt + output / 2)
-        self.slots = max(1, min(limits.max_sequences, limits.token_budget - 1, int(by_kv)))
-
-    def capacity(self) -> float:
-        """Return the largest sustainable rate, requests per second."""
-        if self._capacity is None:
-            self._capacity = max(self._throughput(n) for n in self._grid())
-        return self._capacity
-
-    def unloaded_us(self) -> float:
-        """Return the end-to-end time of a request that is alone."""
-        decode = self._tokens * self.decode_us(0.0) if self._decodes else 0.0
-        return self.service_us(0.0) + decode
-
-    def steady(self, rate: float) -> Steady:
-        """Return the steady state at ``rate``, which is to lie below the capacity."""
-        if rate <= 0:
-            return Steady(rate=0.0, step_us=self.decode_us(0.0), running=0.0, seen=(1.0,))
-        logs, endings = [0.0], [0.0]
-        for k in range(1, self.slots + 1):
-            endings.append(k / (self._tokens * self._step_us(k, rate)) * 1e6)
-            logs.append(logs[-1] + math.log(rate / endings[-1]))
-        # Beyond the slots requests wait and end at the full batch's rate.
-        most = _MOST_WAITING * (self.slots + 1)
-        while logs[-1] > max(logs) + math.log(_NEGLIGIBLE) and len(logs) < most:
-            endings.append(endings[-1])
-            logs.append(logs[-1] + math.log(rate / endings[-1]))
-        top = max(logs)
-        weights = [math.exp(x - top) for x in logs]
-        total = sum(weights)
-        seen = tuple(w / total for w in weights)
-        running = sum(min(k, self.slots) * p for k, p in enumerate(seen))
-        # Little's law with what really ends: a chain that is cut loses a few arrivals.
-        ended = sum(p * e for p, e in zip(seen, endings, strict=True))
-        return Steady(
-            rate=rate, step_us=running / (ended * self._tokens) * 1e6, running=running, seen=seen
+        """Prepare all that does not depend on the load; ``window`` is the attention's, 0 for none."""
+        self._models = StepModels(models)
+        self.prompt, self.tokens = prompt, max(1, output - 1)
+        self._kv_tokens = prompt + output / 2
+        self._context = min(self._kv_tokens, float(window)) if window else self._kv_tokens
+        self._budget = np.array([float(one.token_budget) for one in limits])
+        self._most = np.array(
+            [max(1, min(one.max_sequences, one.token_budget - 1)) for one in limits]
         )
+        which = np.arange(len(models))[:, None]
+        batch = np.arange(self._most.max() + 1.0)[None, :]
+        self.decode_us = self._models.decode_us(which, batch, context=self._context)
+        chunks = self._chunks(which, batch)
+        self._chunk = prompt / chunks
+        self._chunk_us = self._extra_us(which, batch, self._chunk)
+        self.service_us = chunks * (self.decode_us + self._chunk_us)
+        decoding = self.tokens * self.decode_us[:, 1] if output > 1 else 0.0
+        self.unloaded_us: Floats = self.service_us[:, 0] + decoding
 
-    def max_running(self, target_us: float) -> int:
+    def slots(self, which: Ints, *, kv_tokens: Ints, sequences: Ints) -> Ints:
+        """Return how many sequences a replica decodes at once, by its KV cache and a cap."""
+        by_kv = (kv_tokens / self._kv_tokens).astype(np.intp)
+        slots: Ints = np.maximum(1, np.minimum(np.minimum(self._most[which], sequences), by_kv))
+        return slots
+
+    def max_running(self, number: int, target_us: float) -> int:
         """Return the most sequences whose decode step stays within ``target_us``; 0 if not one."""
-        low, high = 0, self.slots
+        steps = self.decode_us[number]
+        low, high = 0, int(self._most[number])
         while low < high:
             middle = (low + high + 1) // 2
-            if self.decode_us(middle - 1.0) <= target_us:
+            if steps[middle] <= target_us:
                 low = middle
             else:
                 high = middle - 1
         return low
 
-    def tpot_us(self, state: Steady, *, quantile: float) -> float:
-        """Return a quantile of time per output token; for screening only.
+    def capacity(self, which: Ints, slots: Ints) -> Floats:
+        """Return the largest sustainable rates, requests per second."""
+        grid, below, at = self._throughputs
+        places = (grid < slots[:, None]).sum(axis=1)
+        best: Floats = np.maximum(below[which, places], at[which, slots - 1])
+        return best
 
-        A request keeps about the company that it found. The prompts that interrupt it are a Poisson
-        number on top.
-        """
-        others = min(state.others(quantile), self.slots - 1.0)
-        company = self._between(others + 1, state.rate)
-        usual = self._between(min(state.others(0.5), self.slots - 1.0) + 1, state.rate)
-        met = state.rate * self._tokens * usual / 1e6
-        chunks = self._chunks(1 + others)
-        chunk = self._extra_us(self._prompt / chunks, beside=1 + others)
-        z = NormalDist().inv_cdf(quantile)
-        prompts = z * math.sqrt(met) * chunks * chunk / self._tokens
-        if company < usual:
-            return company
-        return usual + math.hypot(company - usual, prompts)
+    def steady(self, which: Ints, *, slots: Ints, rate: Floats) -> "States":
+        """Return the steady states at some rates, which are to lie below the capacity."""
+        steps = self._steps(which, slots, rate)
+        batch = np.arange(1, steps.shape[1] + 1)
+        endings = batch / (self.tokens * steps) * 1e6
+        with np.errstate(divide="ignore", invalid="ignore"):  # a rate of 0: nobody comes
+            rises = np.log(rate[:, None] / endings)
+            waiting = _waiting(rises, slots)
+        # Beyond the slots requests wait and end at the full batch's rate.
+        found = np.arange(1, int((slots + waiting).max()) + 1)
+        running = np.minimum(found, slots[:, None])
+        endings = pick(endings, running - 1)
+        heights = np.cumsum(pick(rises, running - 1), axis=1)
+        heights[found > (slots + waiting)[:, None]] = -np.inf
+        top = np.maximum(0.0, heights.max(axis=1))[:, None]
+        weights = np.exp(np.concatenate([-top, heights - top], axis=1))
+        seen = weights / totals(weights)[:, None]
+        decoding = totals(running * seen[:, 1:])
+        # Little's law with what really ends: a chain that is cut loses a few arrivals.
+        ended = totals(seen[:, 1:] * endings)
+        with np.errstate(invalid="ignore"):
+            step_us = np.where(
+                rate > 0, decoding / (ended * self.tokens) * 1e6, self.decode_us[which, 1]
+            )
+        return States(
+            replicas=self,
+            which=which,
+            slots=slots,
+            rate=rate,
+            steps=steps,
+            seen=seen,
+            most=slots + waiting,
+            running=decoding,
+            step_us=step_us,
+        )
 
-    def ttft_us(self, state: Steady, *, quantile: float | None) -> float:
-        """Return the mean (None) or a quantile of time to first token; for screening only.
+    def waits(self, states: "States") -> Waits:
+        """Return what a request waits for its first token; for screening only.
 
         The prompt's own steps, half the step that runs at arrival, a queue of prompts with fixed
         service time and exponential tail, and the wait for a slot if all are taken. Prompts that
         are short beside the token budget share steps instead of queueing.
         """
-        found = self._company(state)
-        if quantile is None:
-            return sum(p * (sure + use * tail) for p, sure, use, tail in found.waits)
-        return found.exceeded(1 - quantile)
+        which, slots = states.which, states.slots[:, None]
+        likely = states.seen > _NEGLIGIBLE
+        found = np.arange(int(np.nonzero(likely.any(axis=0))[0][-1]) + 1)
+        others = np.minimum(found, slots - 1)
+        service = pick(self.service_us[which], others)
+        share = np.minimum(1.0, self.prompt / self._budget[which])[:, None]
+        use = np.minimum(0.99, share * states.rate[:, None] * service / 1e6)
+        busy = 0.5 * pick(self.decode_us[which], others)
+        full = pick(states.steps, slots - 1)
+        slot = (found - others) * self.tokens * full / slots
+        return Waits(
+            shares=np.where(likely, states.seen, 0.0)[:, : len(found)],
+            sure=service + busy + slot,
+            use=use,
+            tail=service / (2 * (1 - use)),
+        )
 
-    def decode_us(self, others: float) -> float:
-        """Return the time of a step that decodes a request and ``others``."""
-        return self._resting_us(1 + others)
+    def tpot_us(self, states: "States", quantiles: Sequence[float]) -> Floats:
+        """Return quantiles of time per output token, a column each; for screening only.
 
-    def service_us(self, others: float) -> float:
-        """Return the time to compute one prompt beside ``others``."""
-        chunks = self._chunks(others)
-        extra = self._extra_us(self._prompt / chunks, beside=others)
-        return chunks * (self._resting_us(others) + extra)
+        A request keeps about the company that it found. The prompts that interrupt it are a Poisson
+        number on top.
+        """
+        which, most = states.which[:, None], states.slots[:, None] - 1.0
+        others = np.minimum(states.others(quantiles), most)
+        company = states.between(others + 1)
+        usual = states.between(np.minimum(states.others([0.5]), most) + 1)
+        met = states.rate[:, None] * self.tokens * usual / 1e6
+        chunks = self._chunks(which, 1 + others)
+        chunk_us = self._extra_us(which, 1 + others, self.prompt / chunks)
+        z = np.array([NormalDist().inv_cdf(quantile) for quantile in quantiles])
+        prompts = z * np.sqrt(met) * chunks * chunk_us / self.tokens
+        return np.where(
+            company < usual, company, usual + np.hypot(np.maximum(0.0, company - usual), prompts)
+        )
 
-    def busiest(self, state: Steady) -> StepWork:
-        """Return a large step that the state runs into, to tell extrapolation."""
-        batch = max(1.0, state.running)
-        chunk = self._prompt / self._chunks(batch)
-        tokens = min(float(self._limits.token_budget), batch + chunk)
-        return StepWork(tokens=tokens, sampled=batch, batch=batch, kv_tokens=batch * self._context)
+    def extrapolates(self, states: "States") -> Bools:
+        """Tell which states run into large steps outside the measured grid."""
+        batch = np.maximum(1.0, states.running)
+        chunk = self.prompt / self._chunks(states.which, batch)
+        tokens = np.minimum(self._budget[states.which], batch + chunk)
+        return self._models.extrapolates(
+            states.which, tokens=tokens, batch=batch, context=self._context
+        )
 
-    def _company(self, state: Steady) -> _Company:
-        """Return the waits of an arriving request by how many others it finds."""
-        if state.rate not in self._companies:
-            waits = [
-                (share, *self._first_token(k, state.rate))
-                for k, share in enumerate(state.seen)
-                if share > _NEGLIGIBLE
-            ]
-            self._companies[state.rate] = _Company.of(waits)
-        return self._companies[state.rate]
+    @cached_property
+    def _throughputs(self) -> tuple[Floats, Floats, Floats]:
+        """Return a grid of batches, the best rate of each model below its points, and at all slots."""
+        grid = [1.0]
+        while grid[-1] * _GRID_STEP < self._most.max():
+            grid.append(grid[-1] * _GRID_STEP)
+        which = np.arange(len(self._most))[:, None]
+        rates = self._throughput(which, np.array(grid)[None, :])
+        below = np.zeros((len(rates), len(grid) + 1))
+        below[:, 1:] = np.maximum.accumulate(rates, axis=1)
+        at = self._throughput(which, np.arange(1.0, self._most.max() + 1)[None, :])
+        return np.array(grid), below, at
 
-    def _first_token(self, found: int, rate: float) -> tuple[float, float, float]:
-        """Return (certain time, probability of queueing, mean of the queue's tail) beside others."""
-        if (found, rate) not in self._firsts:
-            self._firsts[found, rate] = self._first_token_anew(found, rate)
-        return self._firsts[found, rate]
+    def _throughput(self, which: Ints, running: Floats) -> Floats:
+        """Return the rates at which so many sequences work; prompts must keep up."""
+        tokens = self.prompt * running / self.tokens
+        # Where the budget binds, prompts fill it, and sequences wait for prompts.
+        full = np.maximum(1.0, self._budget[which] - running)
+        binds = tokens > full
+        chunk = self.prompt / self._chunks(which, running)
+        part = np.where(binds, full, np.maximum(tokens, chunk))
+        extra = self._extra_us(which, running, part)
+        often = np.where(binds | (tokens > chunk), 1.0, tokens / chunk)
+        resting = self._models.decode_us(which, running, context=self._context)
+        step = resting + often * extra
+        return np.where(binds, full / self.prompt, running / self.tokens) / step * 1e6
 
-    def _first_token_anew(self, found: int, rate: float) -> tuple[float, float, float]:
-        others = min(found, self.slots - 1)
-        service = self.service_us(others)
-        share = min(1.0, self._prompt / self._limits.token_budget)
-        use = min(0.99, share * rate * service / 1e6)
-        busy = 0.5 * self._resting_us(others)
-        waiting = found - others
-        slot = 0.0
-        if waiting:
-            slot = waiting * self._tokens * self._step_us(self.slots, rate) / self.slots
-        return service + busy + slot, use, service / (2 * (1 - use))
-
-    def _grid(self) -> Sequence[float]:
-        grid, n = [], 1.0
-        while n < self.slots:
-            grid.append(n)
-            n *= _GRID_STEP
-        return [*grid, float(self.slots)]
-
-    def _throughput(self, running: float) -> float:
-        """Return the rate at which ``running`` sequences work; 0 if prompts cannot keep up."""
-        tokens = self._prompt * running / self._tokens
-        if tokens > self._limits.token_budget - running:
-            # The budget binds: prompts fill it, and sequences wait for prompts.
-            full = self._limits.token_budget - running
-            step = self._resting_us(running) + self._extra_us(full, beside=running)
-            return full / self._prompt / step * 1e6
-        chunk = self._prompt / self._chunks(running)
-        step = self._resting_us(running)
-        if tokens <= chunk:
-            step += tokens / chunk * self._extra_us(chunk, beside=running)
-        else:
-            step += self._extra_us(tokens, beside=running)
-        return running / self._tokens / step * 1e6
-
-    def _step_us(self, batch: int, rate: float) -> float:
-        """Return the mean time of a step of ``batch`` while prompts arrive at ``rate``."""
-        if batch not in self._times:
-            chunk = self._prompt / self._chunks(batch)
-            self._times[batch] = (
-                self._resting_us(batch),
-                self._extra_us(chunk, beside=batch),
-                chunk,
-            )
-        decode, extra, chunk = self._times[batch]
-        per_us = rate / 1e6 * self._prompt
+    def _steps(self, which: Ints, slots: Ints, rate: Floats) -> Floats:
+        """Return the mean times of steps of 1, 2, … sequences while prompts arrive."""
+        batch = np.arange(1, slots.max() + 1)
+        decode = self.decode_us[which, 1 : len(batch) + 1]
+        extra, chunk = (t[which, 1 : len(batch) + 1] for t in (self._chunk_us, self._chunk))
+        per_us = (rate / 1e6 * self.prompt)[:, None]
         share = per_us / chunk * extra
-        if share < 1 and per_us * decode / (1 - share) <= chunk:
-            return decode / (1 - share)
+        with np.errstate(divide="ignore"):
+            alone = decode / (1 - share)
+            single = (share < 1) & (per_us * decode / (1 - share) <= chunk)
+        steps = np.where(single, alone, decode + extra)
+        several = np.nonzero(~single & (batch <= slots[:, None]))
+        if len(several[0]):
+            steps[several] = self._shared_steps(
+                which[several[0]],
+                (several[1] + 1).astype(np.float64),
+                per_us[several[0], 0],
+                decode=decode[several],
+                extra=extra[several],
+                chunk=chunk[several],
+            )
+        return steps
+
+    def _shared_steps(
+        self,
+        which: Ints,
+        batch: Floats,
+        per_us: Floats,
+        *,
+        decode: Floats,
+        extra: Floats,
+        chunk: Floats,
+    ) -> Floats:
+        """Return the mean times of steps in which parts of several prompts may be computed."""
+        steps = Beside(self._models, which, batch, context=self._context, sampled=1 + batch)
         time = decode + extra
-        room = self._limits.token_budget - batch
+        room = self._budget[which] - batch
+        moving = np.ones(len(time), dtype=bool)
         for _ in range(_ITERATIONS):
-            tokens = min(float(room), per_us * time)
-            after = decode + self._extra_us(max(tokens, chunk), beside=batch)
-            if abs(after - time) <= 1e-4 * time:
+            part = np.maximum(np.minimum(room, per_us * time), chunk)
+            step = steps.step_us(part + batch, part * self.prompt / 2)
+            after = decode + np.maximum(0.0, step - decode)
+            moving &= np.abs(after - time) > _STEP_ERROR * time
+            if not moving.any():
                 break
-            time = after
+            time = np.where(moving, after, time)
         return time
 
-    def _between(self, batch: float, rate: float) -> float:
-        """Return the mean step time at a batch between integers."""
-        low = max(1, math.floor(batch))
-        here = self._step_us(low, rate)
-        if batch <= low or low >= self.slots:
-            return here
-        return here + (batch - low) * (self._step_us(low + 1, rate) - here)
+    def _chunks(self, which: Ints, beside: Floats) -> Floats:
+        """Return in how many parts a prompt is computed."""
+        room = np.maximum(1.0, self._budget[which] - beside)
+        return np.maximum(1.0, np.ceil(self.prompt / room))
 
-    def _chunks(self, beside: float) -> int:
-        room = max(1.0, self._limits.token_budget - beside)
-        return max(1, math.ceil(self._prompt / room))
-
-    def _resting_us(self, batch: float) -> float:
-        """Return the time of a step that only decodes; 0 if there is nothing to decode."""
-        if batch <= 0:
-            return 0.0
-        found = self._rested.get(batch)
-        if found is not None:
-            return found
-        key = (0.0, batch, self._context, 0)
-        found = self._memo.get(key)
-        if found is None:
-            kv_tokens = batch * self._context
-            found = self._model.step_us(
-                StepWork(tokens=batch, sampled=batch, batch=batch, kv_tokens=kv_tokens)
-            )
-            self._memo[key] = found
-        self._rested[batch] = found
-        return found
-
-    def _extra_us(self, chunk: float, *, beside: float) -> float:
+    def _extra_us(self, which: Ints, beside: Floats, chunk: Floats) -> Floats:
         """Return what ``chunk`` prompt tokens add to a step of ``beside`` sequences."""
-        key = (chunk, beside, self._context, self._prompt)
-        step = self._memo.get(key)
-        if step is None:
-            step = self._model.step_us(
-                StepWork(
-                    tokens=chunk + beside,
-                    sampled=1 + beside,
-                    work=chunk * self._prompt / 2,
-                    batch=beside,
-                    kv_tokens=beside * self._context,
-                )
-            )
-            self._memo[key] = step
-        return max(0.0, step - self._resting_us(beside))
+        steps = Beside(self._models, which, beside, context=self._context, sampled=1 + beside)
+        step = steps.step_us(chunk + beside, chunk * self.prompt / 2)
+        resting = self._models.decode_us(which, beside, context=self._context)
+        return np.maximum(0.0, step - resting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class States:
+    """Steady states of replicas, a row each; times in µs.
+
+    Attributes:
+        replicas: Of which models and lengths.
+        which: Whose replica each row is.
+        slots: Sequences that it decodes at once.
+        rate: Requests per second.
+        steps: Mean time of a step of 1, 2, … sequences, prompts included.
+        seen: Probability that an arriving request finds k others, by k; beyond the slots they wait.
+        most: Most others that a request may find.
+        running: Sequences that decode on average.
+        step_us: Mean time per output token over requests.
+    """
+
+    replicas: Replicas
+    which: Ints
+    slots: Ints
+    rate: Floats
+    steps: Floats
+    seen: Floats
+    most: Ints
+    running: Floats
+    step_us: Floats
+
+    def others(self, quantiles: Sequence[float]) -> Floats:
+        """Return quantiles of the others that a request finds, interpolated between integers."""
+        wanted = np.array(quantiles)[None, :]
+        below = np.zeros((len(self.seen), self.seen.shape[1] + 1))
+        np.cumsum(self.seen, axis=1, out=below[:, 1:])
+        found = (below[:, 1:, None] < wanted[:, None, :]).sum(axis=1)
+        here = np.minimum(found, self.most[:, None])
+        missing = wanted - pick(below, here)
+        share = pick(self.seen, here)
+        between = np.maximum(0.0, here - 1 + missing / share)
+        return np.where(
+            found > self.most[:, None], self.most[:, None], np.where(here, between, 0.0)
+        )
+
+    def between(self, batch: Floats) -> Floats:
+        """Return the mean step times at batches between integers."""
+        low = np.maximum(1, np.floor(batch).astype(np.intp))
+        here = pick(self.steps, low - 1)
+        after = pick(self.steps, np.minimum(low, self.steps.shape[1] - 1))
+        line = here + (batch - low) * (after - here)
+        return np.where((batch <= low) | (low >= self.slots[:, None]), here, line)
+
+
+def _waiting(rises: Floats, slots: Ints) -> Ints:
+    """Return how many waiting requests there may be before more of them are negligible.
+
+    Args:
+        rises: By how much the logarithm of a state's probability exceeds the one's before it.
+        slots: States of each row in which nobody waits.
+    """
+    inside = np.arange(1, rises.shape[1] + 1) <= slots[:, None]
+    heights = np.cumsum(np.where(inside, rises, 0.0), axis=1)
+    top = np.maximum(0.0, np.where(inside, heights, -np.inf).max(axis=1))
+    full, last = heights[:, -1], pick(rises, slots[:, None] - 1)[:, 0]
+    least = top + math.log(_NEGLIGIBLE)
+    most = (_MOST_WAITING - 1) * (slots + 1)
+    falls = np.where(last < 0, np.minimum(np.ceil((least - full) / last), most), most)
+    return np.where(full <= least, 0.0, falls).astype(np.intp)

@@ -100,7 +100,7 @@ class LayerModel:
             low = high
         below = low[1].at(batch, context)
         # Beyond the largest chunk and before the smallest one it is taken to stay as it is.
-        if high[0] <= chunk or high is low or low[0] >= chunk:
+        if high is low:
             return below
         share = (chunk - low[0]) / (high[0] - low[0])
         return below + (high[1].at(batch, context) - below) * share

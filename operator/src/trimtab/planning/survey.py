@@ -7,10 +7,11 @@ that predictions are made from are equal.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
-from trimtab.planning.estimate import find_source, key_for
+from trimtab.planning.estimate import Ask, Estimator, key_for
 from trimtab.planning.objectives import Judged, judge
-from trimtab.planning.options import walk
+from trimtab.planning.options import Walk, least_replicas
 from trimtab.planning.plan import FingerprintNeed, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
@@ -92,22 +93,16 @@ class Surveys:
         return found
 
 
-def judged_option(
-    intent: IntentView,
-    option: Option,
-    load: PlannedLoad,
-    *,
-    snapshot: FleetSnapshot,
-    policy: PlannerPolicy,
-) -> Judged:
-    """Return an option under an intent's objective, in money where all machines have a price."""
-    # One unpriced CPU model makes money incomparable, unless money is what the objective is about.
+def is_priced(snapshot: FleetSnapshot) -> bool:
+    """Tell whether all machines have a price.
+
+    One unpriced CPU model makes money incomparable, unless money is what the objective is about.
+    """
     prices = snapshot.prices
     models = {pool.cpu_model for pool in snapshot.pools}
-    priced = prices.memory_gib_hour_micro_usd is not None and all(
+    return prices.memory_gib_hour_micro_usd is not None and all(
         price_for(prices.cpu_hour, m) is not None for m in models
     )
-    return judge(intent, option, load=load, priced=priced, policy=policy)
 
 
 def _world(snapshot: FleetSnapshot) -> FleetSnapshot:
@@ -133,49 +128,38 @@ def _survey(
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> Survey:
-    alone = PlannedLoad(rate=0.0, prompt=load.prompt, output=load.output, assumed=load.assumed)
-    every: list[Judged] = []
-    unloaded: list[Judged] = []
-    needs: list[tuple[Judged, FingerprintNeed]] = []
+    alone = replace(load, rate=0.0)
+    estimator = Estimator(intent, model, configs, load=load, snapshot=snapshot, policy=policy)
+    numbers, priced = range(len(configs)), is_priced(snapshot)
 
     def judged(option: Option, at: PlannedLoad) -> Judged:
-        return judged_option(intent, option, at, snapshot=snapshot, policy=policy)
+        return judge(intent, option, load=at, priced=priced, policy=policy)
 
-    for config in configs:
-        source = find_source(
-            model,
-            config,
-            snapshot=snapshot,
-            policy=policy,
-        )
-        first = next(
-            walk(
-                intent,
-                model,
-                config,
-                load=alone,
-                source=source,
-                snapshot=snapshot,
-                satisfied=lambda _: True,
-                policy=policy,
-            )
-        )
-        unloaded.append(judged(first, alone))
-        key = key_for(model, config, capabilities=snapshot.capabilities)
-        if source.fingerprint.key != key or source.fingerprint.source == "Roofline":
-            needs.append((unloaded[-1], _need(model, unloaded[-1].option, key.digest())))
-        walked = walk(
-            intent,
-            model,
-            config,
-            load=load,
-            source=source,
-            snapshot=snapshot,
-            satisfied=lambda option: judged(option, load).meets,
-            policy=policy,
-        )
-        every.extend(judged(option, load) for option in walked)
-    return Survey(every=tuple(every), unloaded=tuple(unloaded), needs=tuple(needs))
+    def satisfied(option: Option) -> bool:
+        return judged(option, load).meets
+
+    least = least_replicas(intent)
+    singles = estimator.options([Ask(number=n, replicas=least, rate=0.0) for n in numbers])
+    unloaded = [judged(option(), alone) for option in singles]
+    walks = [Walk(intent, load=load, satisfied=satisfied, policy=policy) for _ in numbers]
+    while asks := [
+        Ask(number=n, replicas=count, rate=load.rate) for n in numbers for count in walks[n].wanted
+    ]:
+        answers = iter(estimator.options(asks))
+        for walk in walks:
+            walk.take(list(islice(answers, len(walk.wanted))))
+    needs = [
+        (one, _need(model, one.option, key.digest()))
+        for one, source in zip(unloaded, estimator.sources, strict=True)
+        if (key := key_for(model, one.option.config, capabilities=snapshot.capabilities))
+        != source.fingerprint.key
+        or source.fingerprint.source == "Roofline"
+    ]
+    return Survey(
+        every=tuple(judged(option, load) for walk in walks for option in walk.found),
+        unloaded=tuple(unloaded),
+        needs=tuple(needs),
+    )
 
 
 def _need(model: ModelView, option: Option, key: str) -> FingerprintNeed:

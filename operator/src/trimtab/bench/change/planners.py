@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from trimtab.bench.change.values import Decision
-from trimtab.planning.estimate import Source, evaluate, find_source
+from trimtab.planning.estimate import evaluate
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.objectives import judge
 from trimtab.planning.policy import PlannerPolicy
@@ -81,17 +81,10 @@ class Capacities:
         model = intent.model
         if model is None:
             return 0.0
-        fleet = self._fleet
-        source = find_source(
-            model,
-            config,
-            snapshot=fleet,
-            policy=self._policy,
-        )
         low, high = 0.0, _MOST_RATE
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            if self._meets(intent, config, lengths, middle, source):
+            if self._meets(intent, config, lengths, middle):
                 low = middle
             else:
                 high = middle
@@ -103,7 +96,6 @@ class Capacities:
         config: Config,
         lengths: tuple[int, int],
         rate: float,
-        source: Source,
     ) -> bool:
         if intent.model is None:
             return False
@@ -114,7 +106,6 @@ class Capacities:
             config,
             replicas=1,
             load=load,
-            source=source,
             snapshot=self._fleet,
             policy=self._policy,
         )
