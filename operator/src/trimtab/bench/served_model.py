@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from trimtab.bench.gpu_memory import ParallelismError, Split, gpu_memory
 from trimtab.cli.output import CommandError
 from trimtab.planning.architecture import Architecture, UnsupportedArchitectureError
-from trimtab.planning.memory import kv_bytes_per_token, weight_bytes
+from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.scheduler_limits import SchedulerLimits
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ JSON = dict[str, Any]  # any: JSON
 
 UNBOUND_TOKENS: Final = 1 << 40
 _GIB: Final = 2**30
-# Planner.md §5, where no memory was measured: what CUDA, activations and libraries take (KAITO).
-_UNMEASURED_BYTES: Final = round(2.3 * _GIB)
-_UNMEASURED_SHARE: Final = 0.05
 _VLLM_SHARE: Final = 0.9
 # Layers of published models that LLMServingSim's cluster files name without their configuration.
 _PUBLISHED_DEPTHS: Final[Mapping[str, int]] = {
@@ -171,18 +168,30 @@ def kv_tokens(
     if size is None or architecture is None:
         missing = "GPU memory" if size is None else "the model's sizes"
         return UNBOUND_TOKENS, f"unbounded: {missing} not given, so nothing is preempted"
-    weights = weight_bytes(architecture, depth=model.depth, precision=precision) / tp
     share = model.gpu_share or engine.gpu_share
-    left = share * size - weights * (1 + _UNMEASURED_SHARE) - _UNMEASURED_BYTES
-    heads = max(1.0, architecture.kv_heads / tp) / architecture.kv_heads
-    each = kv_bytes_per_token(architecture, depth=model.depth, kv_precision=kv_precision) * heads
-    tokens = math.floor(left / each)
-    if tokens < engine.limits.block_tokens:
-        raise CommandError(
-            f"The model's weights take {weights / _GIB:.1f} GiB of each GPU, and nothing is left of "
-            f"{share * size / _GIB:.1f} GiB for the KV cache. Give the memory of the GPU that served."
+    try:
+        memory = gpu_memory(
+            architecture,
+            depth=model.depth,
+            precision=precision,
+            kv_precision=kv_precision,
+            split=Split(tensor=tp),
+            gpu_bytes=size,
+            fraction_permille=round(1000 * share),
+            block_tokens=engine.limits.block_tokens,
+            policy=PlannerPolicy(),
         )
-    return tokens, f"{share:.0%} of {size / _GIB:.0f} GiB less weights, 2.3 GiB and 5 % of weights"
+    except ParallelismError as error:
+        raise CommandError(f"{error} Give the engine's own tensor_parallel_size.") from error
+    if not memory.kv_tokens:
+        raise CommandError(
+            f"The model's weights take {memory.weights / _GIB:.1f} GiB of each GPU, and nothing is "
+            f"left of {memory.limit / _GIB:.1f} GiB for the KV cache. Give the memory of the GPU that "
+            "served."
+        )
+    return memory.kv_tokens, (
+        f"{share:.0%} of {size / _GIB:.0f} GiB less weights, 2.3 GiB, 5 % of weights and 2 %"
+    )
 
 
 def read_object(path: Path) -> JSON:

@@ -65,6 +65,10 @@ BENCHES: Final[Mapping[str, Bench]] = {
         module="trimtab.bench.planner_des",
         doc="a queue simulation from a fingerprint beside requests that were really served",
     ),
+    "planner-memory": Bench(
+        module="trimtab.bench.planner_memory",
+        doc="what is said to fit beside what did, on GPUs and in this engine at 1, 2 and all layers",
+    ),
     "planner-scale": Bench(
         module="trimtab.bench.planner_scale",
         doc="how long a plan takes: one intent, and 200 intents on 2,000 slots, roomy and scarce",
