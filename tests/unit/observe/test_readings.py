@@ -10,12 +10,10 @@ import pytest
 
 from trimtab.observe.capabilities import ASSUMED, newest
 from trimtab.observe.inspections import ModelFacts, Refusal, parse_verdict, stated_refusal
-from trimtab.observe.loads import LoadBook
 from trimtab.observe.quantities import QuantityError, byte_count, millicores, quantity
 from trimtab.observe.records import deployment, node, pod
-from trimtab.observe.traffic import Traffic, merge, two_digits
+from trimtab.observe.traffic import merge, two_digits
 from trimtab.observe.workers import parse_state
-from trimtab.planning.snapshot import Load
 
 
 @pytest.mark.parametrize(
@@ -101,55 +99,6 @@ def test_gateways_are_merged_over_five_minutes() -> None:
 def test_observed_figures_have_two_digits(value: float, text: str) -> None:
     """A status shows as much as it knows, as a plain decimal string."""
     assert two_digits(value) == text
-
-
-def some_traffic(rate: float, *, requests: int = 300) -> Traffic:
-    return Traffic(
-        requests=requests,
-        errors=0,
-        requests_per_second=rate,
-        requests_hour=requests,
-        prompt_tokens=100.0,
-        output_tokens=50.0,
-        ttft_ms=(),
-        tpot_ms=(),
-        overhead_ms=None,
-    )
-
-
-DECLARED = Load(requests_per_second=1.0, prompt_tokens=100, output_tokens=50)
-
-
-def test_little_traffic_replaces_nothing() -> None:
-    """Fewer than 200 requests leave the declared load in force."""
-    book = LoadBook()
-    busy = some_traffic(9.0, requests=199)
-    assert not book.update("u", planned=DECLARED, traffic=busy, now=0)
-    assert not book.update("u", planned=DECLARED, traffic=busy, now=1000)
-    assert book.of("u") is None
-
-
-def test_more_load_is_believed_after_a_minute_and_less_after_half_an_hour() -> None:
-    """Up is quick, down is slow, and inside the band nothing moves."""
-    book = LoadBook()
-    assert not book.update("u", planned=DECLARED, traffic=some_traffic(1.1), now=0)
-    assert not book.update("u", planned=DECLARED, traffic=some_traffic(2.0), now=10)
-    assert not book.update("u", planned=DECLARED, traffic=some_traffic(2.0), now=60)
-    assert book.update("u", planned=DECLARED, traffic=some_traffic(2.04), now=71)
-    planned = book.of("u")
-    assert planned is not None
-    assert planned.requests_per_second == 2.0
-    assert not book.update("u", planned=planned, traffic=some_traffic(0.5), now=100)
-    assert not book.update("u", planned=planned, traffic=some_traffic(0.5), now=1800)
-    assert book.update("u", planned=planned, traffic=some_traffic(0.5), now=1901)
-
-
-def test_silence_is_no_load() -> None:
-    """An idle model keeps the replicas it was planned with."""
-    book = LoadBook()
-    idle = some_traffic(0.0, requests=0)
-    for now in (0, 5000, 9000):
-        assert not book.update("u", planned=DECLARED, traffic=idle, now=now)
 
 
 def test_worker_states_of_another_release_are_read() -> None:

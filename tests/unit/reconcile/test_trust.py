@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -49,6 +50,8 @@ def a_world(caches: Caches) -> Any:
         worker_states={},
         engines={},
         clock=lambda: 0.0,
+        utcnow=lambda: datetime(2026, 11, 23, tzinfo=UTC),
+        loads=LoadBook(),
         capabilities=ASSUMED,
         prices=PriceBook(),
         price_problem="",

@@ -30,6 +30,7 @@ class Bench:
             relisted=lambda plural: self.told.append(("relisted", plural)),
             renamed=lambda: None,
             load_edited=lambda uid: self.told.append(("load", uid)),
+            forget_load=lambda uid: self.told.append(("forget", uid)),
             gone=lambda plural, record: self.told.append(("gone", plural, record.name)),
             settings=SETTINGS,
         )
@@ -195,4 +196,4 @@ def test_an_edited_load_replaces_the_observed_one() -> None:
     spec = {"model": {"name": "n"}, "load": {"requestsPerSecond": "9"}}
     busier = an_intent(meta={"generation": 3}, spec=spec)
     assert ("load", "uid-chat") in bench.event("inferenceintents", "MODIFIED", busier)
-    assert ("load", "uid-chat") in bench.event("inferenceintents", "DELETED", busier)
+    assert ("forget", "uid-chat") in bench.event("inferenceintents", "DELETED", busier)

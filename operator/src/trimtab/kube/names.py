@@ -70,3 +70,8 @@ def model_set(deployment_name: str, plan_digest: str) -> str:
 def routes(namespace: str) -> str:
     """Return the name of a namespace's routing table in the system namespace."""
     return f"trimtab-routes-{short_hash(namespace)}"
+
+
+def load_history(namespace: str) -> str:
+    """Return the name of what arrived for a namespace's intents, in the system namespace."""
+    return f"trimtab-load-{short_hash(namespace)}"

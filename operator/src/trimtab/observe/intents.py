@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from trimtab.observe.workers import EngineView, WorkerState
     from trimtab.planning.plan import IntentPlan
+    from trimtab.planning.replan import Step
     from trimtab.planning.snapshot import Load
 
 LoadSource = Literal["Declared", "Observed", "Assumed"]
@@ -95,6 +96,7 @@ class ObservedIntent:
         routed: The Service that gateways send its requests to.
         charges: Groups whose objects this intent's step writes.
         engine: What its worker says of itself and of the models in it.
+        step: What it may do about its plan now; None where the plan is followed as it is.
     """
 
     record: IntentRecord
@@ -125,3 +127,4 @@ class ObservedIntent:
     routed: str = ""
     charges: tuple[ObservedGroup, ...] = ()
     engine: EngineView | None = None
+    step: Step | None = None

@@ -1,87 +1,174 @@
-"""Which load is planned for: observed once there is enough of it, held until it clearly moves."""
+"""Which load each intent is planned for: what gateways counted, kept over restarts and silences."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from trimtab.observe.traffic import two_digits
-from trimtab.planning.snapshot import Load
+from trimtab.planning.load_history import LoadHistory, added, join, read
+from trimtab.planning.observed_load import busy_load, next_load
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.triggers import MissWatch
 
 if TYPE_CHECKING:
-    from trimtab.observe.traffic import Traffic
+    from collections.abc import Iterable, Mapping
 
-ENOUGH_REQUESTS: Final = 200
-UP, DOWN = 1.2, 0.6
-UP_SECONDS: Final = 60.0
-DOWN_SECONDS: Final = 1800.0
-"""Down is slow: an idle quarter of an hour must not cost the next burst its replicas."""
+    from trimtab.planning.snapshot import Load
+
+_CLOCK_SECONDS = 10.0
+_MICROSECONDS = 1_000_000
 
 
 @dataclass(slots=True)
 class _Held:
-    load: Load | None
-    outside_since: float | None = None
+    history: LoadHistory = field(default_factory=LoadHistory)
+    from_seconds: int = 0
+    """What was counted before is not looked at: the declared load was edited then."""
+    load: Load | None = None
+    busy: Load | None = None
+    missed: MissWatch = field(default_factory=MissWatch)
+    told: bool = False
+    """Somebody knows that the target counts as missed."""
 
 
 class LoadBook:
-    """Remembers the load each intent is planned for.
+    """Remembers what arrived for each intent, and the load that it is planned for.
 
-    Observed load replaces declared load after 200 requests, and then whenever it stays above
-    1.2 times the planned rate for a minute or below 0.6 times for half an hour (planner.md §9).
+    Observed load replaces declared load after 200 requests or 10 minutes, and then whenever it
+    leaves its band by more than chance explains (planner.md §9).
     """
 
-    def __init__(self, *, time_divisor: float = 1.0) -> None:
+    def __init__(self, *, policy: PlannerPolicy | None = None, time_divisor: float = 1.0) -> None:
+        """Prepare; tests divide the times of the policy."""
+        self._policy = (policy or PlannerPolicy()).hurried(time_divisor)
         self._held: dict[str, _Held] = {}
-        self._divisor = time_divisor
 
     def of(self, uid: str) -> Load | None:
         """Return the observed load in force, None while the declared one holds."""
         held = self._held.get(uid)
         return held.load if held else None
 
+    def busy(self, uid: str) -> Load | None:
+        """Return the load that fewer replicas would have to carry; None while unknown."""
+        held = self._held.get(uid)
+        return held.busy if held else None
+
+    def missed(self, uid: str, *, now: float) -> bool:
+        """Tell whether the intent's target is missed for five minutes; ``now`` is monotonic."""
+        held = self._held.get(uid)
+        return held is not None and held.missed.due(
+            now_us=round(now * _MICROSECONDS), policy=self._policy
+        )
+
     def restore(self, uid: str, load: Load | None) -> None:
         """Take up again what was planned for before a restart."""
         if load is not None:
-            self._held[uid] = _Held(load=load)
+            self._held.setdefault(uid, _Held()).load = load
 
-    def forget(self, uid: str) -> None:
-        """Drop an intent that is gone, or whose declared load was edited."""
-        self._held.pop(uid, None)
+    def history(self, uid: str) -> LoadHistory:
+        """Return what arrived, as far as it is known."""
+        held = self._held.get(uid)
+        return held.history if held else LoadHistory()
 
-    def update(self, uid: str, *, planned: Load | None, traffic: Traffic, now: float) -> bool:
-        """Take traffic in; return whether the load to plan for changed.
+    def recall(self, uid: str, history: LoadHistory) -> None:
+        """Take up again what was counted before a restart, and from when on it counts."""
+        held = self._held.setdefault(uid, _Held())
+        held.history = join(held.history, history)
+        held.from_seconds = max(held.from_seconds, history.since)
+
+    def edited(self, uid: str, *, now: float) -> None:
+        """Begin anew: the declared load was edited, so it holds until it is observed again.
 
         Args:
             uid: Of the intent.
-            planned: What is planned for now, declared or observed.
-            traffic: Of the last five minutes.
+            now: Seconds since the epoch.
+        """
+        self._held[uid] = _Held(from_seconds=int(now))
+
+    def forget(self, uid: str) -> None:
+        """Drop an intent that is gone."""
+        self._held.pop(uid, None)
+
+    def judged(self, uid: str, *, within: bool | None, now: float) -> bool:
+        """Take in whether the target is met; return whether it has begun to count as missed."""
+        held = self._held.setdefault(uid, _Held())
+        held.missed = held.missed.seen(within=within, now_us=round(now * _MICROSECONDS))
+        before, held.told = held.told, self.missed(uid, now=now)
+        return held.told and not before
+
+    def update(
+        self,
+        uid: str,
+        *,
+        declared: Load | None,
+        seen: LoadHistory,
+        lengths: tuple[float, float] | None,
+        several: bool,
+        now: float,
+    ) -> bool:
+        """Take in what gateways counted; return whether a load to plan for changed.
+
+        Args:
+            uid: Of the intent.
+            declared: The load that it declares.
+            seen: By all gateway replicas together, up to now.
+            lengths: Mean prompt and output tokens of requests that ended within the hour.
+            several: It has more than one replica, so that fewer are thinkable.
             now: Monotonic seconds.
         """
-        if traffic.requests_hour < ENOUGH_REQUESTS or not traffic.output_tokens:
-            return False
-        held = self._held.setdefault(uid, _Held(load=None))
-        observed = _rounded(traffic)
-        if planned is None:
-            held.load = observed
-            return True
-        base = max(planned.requests_per_second, 1e-9)
-        ratio = traffic.requests_per_second / base
-        if DOWN <= ratio <= UP:
-            held.outside_since = None
-            return False
-        if held.outside_since is None:
-            held.outside_since = now
-        patience = (UP_SECONDS if ratio > UP else DOWN_SECONDS) / self._divisor
-        if now - held.outside_since < patience or traffic.requests == 0:
-            return False
-        held.load, held.outside_since = observed, None
-        return True
+        held = self._held.setdefault(uid, _Held())
+        before = held.load, held.busy
+        held.history = join(held.history, _since(seen, held.from_seconds))
+        held.load = next_load(
+            held.history,
+            held=held.load,
+            declared=declared,
+            lengths=lengths,
+            missed=self.missed(uid, now=now),
+            policy=self._policy,
+        )
+        held.busy = (
+            busy_load(
+                held.history,
+                planned=held.load or declared,
+                held=held.busy,
+                lengths=lengths,
+                policy=self._policy,
+            )
+            if several
+            else None
+        )
+        return before != (held.load, held.busy)
 
 
-def _rounded(traffic: Traffic) -> Load:
-    return Load(
-        requests_per_second=float(two_digits(traffic.requests_per_second)),
-        prompt_tokens=max(1, round(float(two_digits(traffic.prompt_tokens or 1)))),
-        output_tokens=max(1, round(float(two_digits(traffic.output_tokens or 1)))),
+def seen_by(documents: Iterable[Mapping[str, Any]], intent: str, *, now: float) -> LoadHistory:
+    """Return what all gateway replicas counted of one intent; a garbled row counts as none.
+
+    Args:
+        documents: Of all replicas (contracts §7).
+        intent: ``namespace/name``.
+        now: Seconds since the epoch; a replica whose clock differs is read by ours.
+    """
+    parts = []
+    for document in documents:
+        entry = (document.get("intents") or {}).get(intent) or {}
+        shift = now - float(document.get("now") or now)
+        try:
+            rows = list(entry.get("counts") or ())
+            parts.append(read(rows, now=now, shift=shift if abs(shift) > _CLOCK_SECONDS else 0.0))
+        except (TypeError, ValueError, IndexError, AttributeError):
+            parts.append(read((), now=now))
+    return added(parts)
+
+
+def _since(history: LoadHistory, seconds: int) -> LoadHistory:
+    """Return a history without what was counted before a time."""
+    if history.since >= seconds:
+        return history
+    first = -(-seconds // 10) * 10
+    return LoadHistory(
+        since=min(first, history.until),
+        until=history.until,
+        buckets=tuple(b for b in history.buckets if b.start >= first),
+        peaks=history.peaks,
     )

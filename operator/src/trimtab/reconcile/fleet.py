@@ -6,23 +6,23 @@ import asyncio
 import functools
 import multiprocessing
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+from trimtab.planning.triggers import triggers
 
-    from trimtab.planning.plan import FleetPlan, IntentPlan
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from trimtab.planning.plan import Findings, FleetPlan, IntentPlan
     from trimtab.planning.policy import PlannerPolicy
     from trimtab.planning.snapshot import FleetSnapshot
     from trimtab.planning.survey import Surveys
 
 _log = structlog.get_logger(__name__)
 
-DEBOUNCE_SECONDS: Final = 2.0
-LONGEST_DEBOUNCE_SECONDS: Final = 10.0
 PLAN_SECONDS: Final = 30.0
 _FIRST_PLAN_SECONDS: Final = 90.0
 """The process starts with the first plan; importing takes its time on a busy machine."""
@@ -40,13 +40,17 @@ class Planned:
     snapshot: FleetSnapshot | None
     by_uid: dict[str, IntentPlan]
     problem: str = ""
+    findings: Mapping[str, Findings] = field(default_factory=dict)
+    """What was found about intents that run, by uid: what steps are made from."""
 
 
 def solve(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     """Run the planner; executed in the pool's process."""
     from trimtab.planning.fleet import plan_fleet  # noqa: PLC0415 - solver only where it runs
+    from trimtab.planning.spare import findings  # noqa: PLC0415 - the same
 
-    return plan_fleet(snapshot, policy, surveys=_surveys())
+    plan = plan_fleet(snapshot, policy, surveys=_surveys())
+    return replace(plan, findings=findings(snapshot, plan, policy=policy))
 
 
 @functools.cache
@@ -182,7 +186,12 @@ class FleetPlanner:
             except PlannerFailedError as error:
                 failures += 1
                 _log.error("planner_failed", error=str(error), failures=failures)
-                self._publish(self.current.by_uid, self.current.snapshot, problem=str(error))
+                self._publish(
+                    self.current.by_uid,
+                    self.current.snapshot,
+                    findings=self.current.findings,
+                    problem=str(error),
+                )
                 await asyncio.sleep(self._seconds(min(60.0, 2.0**failures)))
                 self._asked.set()
             except Exception:  # noqa: BLE001 - logged, paced and repeated
@@ -195,7 +204,8 @@ class FleetPlanner:
         """Wait until asked, and then for 2 s of quiet, 10 s at most."""
         await self._asked.wait()
         first = self._clock()
-        quiet, longest = self._seconds(DEBOUNCE_SECONDS), self._seconds(LONGEST_DEBOUNCE_SECONDS)
+        quiet = self._seconds(self._policy.debounce_seconds)
+        longest = self._seconds(self._policy.debounce_most_seconds)
         while True:
             now = self._clock()
             remaining = min(self._last_asked + quiet, first + longest) - now
@@ -220,16 +230,30 @@ class FleetPlanner:
             "fleet_planned",
             revision=self.current.revision + 1,
             intents=len(plan.intents),
+            because=triggers(self.current.snapshot, snapshot),
             seconds=round(self._clock() - began, 3),
         )
-        self._publish({entry.uid: entry for entry in plan.intents}, snapshot)
+        self._publish(
+            {entry.uid: entry for entry in plan.intents},
+            snapshot,
+            findings={found.uid: found for found in plan.findings},
+        )
 
     def _publish(
-        self, by_uid: dict[str, IntentPlan], snapshot: FleetSnapshot | None, *, problem: str = ""
+        self,
+        by_uid: dict[str, IntentPlan],
+        snapshot: FleetSnapshot | None,
+        *,
+        findings: Mapping[str, Findings],
+        problem: str = "",
     ) -> None:
         before = self.current
         self.current = Planned(
-            revision=before.revision + 1, snapshot=snapshot, by_uid=by_uid, problem=problem
+            revision=before.revision + 1,
+            snapshot=snapshot,
+            by_uid=by_uid,
+            problem=problem,
+            findings=findings,
         )
         self._changed(before, self.current)
         self.ready.set()

@@ -29,11 +29,13 @@ from trimtab.reconcile.group.reload import ReloadKeeper
 from trimtab.reconcile.inbox import Inbox
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.gather import gather
+from trimtab.reconcile.load_keeper import LOADS_SECONDS, LoadKeeper
 from trimtab.reconcile.loop import run_loop
 from trimtab.reconcile.pacing import Outcome
 from trimtab.reconcile.periodic import Periodic
 from trimtab.reconcile.routes import RoutesKeeper
 from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, planned_load
+from trimtab.reconcile.stepping import STEPS_SECONDS, Stepper
 from trimtab.reconcile.sweep import SWEEP_SECONDS, Sweeper
 from trimtab.reconcile.volumes import VolumeReader
 from trimtab.reconcile.waking import Waker
@@ -112,6 +114,14 @@ class Operator:
             timed=metrics.PLAN_SECONDS.observe,
         )
         self.world.fleet = self.fleet
+        self.stepper = Stepper(
+            self.world,
+            current=lambda: self.fleet.current,
+            wake=self._wake,
+            replan=self.fleet.ask,
+            policy=PlannerPolicy().hurried(settings.policy_time_divisor),
+        )
+        self.world.steps = self.stepper
         self.keeper = FingerprintKeeper(
             caches=self.caches,
             executor=self.executor,
@@ -138,6 +148,7 @@ class Operator:
             utcnow=utcnow,
             changed=self._written,
         )
+        self._loads = LoadKeeper(self.world, executor=self.executor)
         self._slots = asyncio.Semaphore(STEPS_AT_ONCE)
         self._jobs = self._periodics(admin)
         self.waker = Waker(
@@ -148,7 +159,8 @@ class Operator:
             run=self._run_job,
             relisted=self._relisted,
             renamed=self.world.names_changed,
-            load_edited=self.world.loads.forget,
+            load_edited=lambda uid: self.world.loads.edited(uid, now=utcnow().timestamp()),
+            forget_load=self.world.loads.forget,
             gone=self.executor.gone,
             settings=settings,
         )
@@ -185,10 +197,12 @@ class Operator:
             ("workers", workers.step, pollers.WORKERS_SECONDS),
             ("reloads", reloads.step, pollers.WORKERS_SECONDS),
             ("gateways", gateways.step, pollers.GATEWAYS_SECONDS),
+            ("steps", self.stepper.step, STEPS_SECONDS),
             ("prices", prices.step, pollers.PRICES_SECONDS),
             ("foreign", foreign.step, pollers.FOREIGN_SECONDS),
             ("audit", self.auditor.step, auditing.INTENTS_SECONDS * jitter),
             ("sweep", self.sweeper.step, SWEEP_SECONDS),
+            ("loads", self._loads.step, LOADS_SECONDS),
             ("release", self.sweeper.release_stuck, _RELEASE_SECONDS),
         ]
         return {
@@ -207,6 +221,7 @@ class Operator:
     def event(self, plural: str, kind: str | None, body: Mapping[str, Any]) -> None:
         """Take a watch event in and wake whom it concerns."""
         self.waker.event(plural, kind, body, past_barrier=self.barrier.passed)
+        self._stepped(plural)
 
     async def run_intent(self, uid: str, *, stopped: Callable[[], bool]) -> None:
         """Run the loop of one intent until it is deleted or the process stops."""
@@ -269,6 +284,7 @@ class Operator:
         )
         for record in self.caches.inferenceintents:
             self.world.loads.restore(record.uid, planned_load(record))
+        self._loads.recall()
         try:
             async with asyncio.timeout(_FIRST_READ_SECONDS):
                 for name in _BEFORE_FIRST_PLAN:
@@ -321,9 +337,17 @@ class Operator:
 
     def _written(self, plural: str, change: Change[Any]) -> None:
         self.waker.changed(plural, change)
+        self._stepped(plural)
+
+    def _stepped(self, plural: str) -> None:
+        """What a Deployment has come to decides about the next step of everybody."""
+        if plural == "deployments":
+            self._run_job("steps")
 
     def _planned(self, before: Planned, after: Planned) -> None:
         """Wake whose plan is new, and everybody if planning began or ceased to fail."""
+        # First of all: between a plan and its steps nobody may follow it as it is.
+        self.stepper.refresh()
         everybody = before.problem != after.problem
         for uid in before.by_uid.keys() | after.by_uid.keys():
             if everybody or before.by_uid.get(uid) != after.by_uid.get(uid):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,7 @@ from trimtab.api.v1alpha1.names import COMPONENT_LABEL, NAME_LABEL, PART_OF_LABE
 from trimtab.kube.resources import CONFIG_MAP, POD
 from trimtab.observe.capabilities import newest
 from trimtab.observe.intents import Shown
+from trimtab.observe.loads import seen_by
 from trimtab.observe.quantities import QuantityError, byte_count, millicores
 from trimtab.observe.traffic import FEWEST_REQUESTS, Traffic, merge, two_digits
 from trimtab.observe.workers import (
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from trimtab.observe.records import IntentRecord, PodRecord
     from trimtab.reconcile.world import World
 
+    Answers = Mapping[str, Mapping[str, Any] | None]
+
 _log = structlog.get_logger(__name__)
 
 WORKERS_SECONDS: Final = 15.0
@@ -40,9 +44,13 @@ GATEWAYS_SECONDS: Final = 15.0
 PRICES_SECONDS: Final = 15.0
 FOREIGN_SECONDS: Final = 300.0
 SHOWN_SECONDS: Final = 60.0
+SILENT_SECONDS: Final = 300.0
+"""So long a gateway that is ready and does not answer keeps loads as they are. Decision."""
 PRICES_NAME: Final = "trimtab-prices"
 PRICES_KEY: Final = "prices.yaml"
 _OVERHEAD_STEP_US: Final = 500
+_AT_ONCE: Final = 16
+"""Intents whose loads are judged before others have a turn: about a millisecond each."""
 
 
 def component_pods(world: World, component: str) -> list[PodRecord]:
@@ -159,6 +167,7 @@ class GatewayPoller:
         self._wake = wake
         self._replan = replan
         self._shown_at: dict[str, float] = {}
+        self._silent_since: float | None = None
 
     async def step(self) -> None:
         """Poll once."""
@@ -189,6 +198,7 @@ class GatewayPoller:
             elif world.shown.pop(record.uid, None) is not None:
                 # Every gateway started anew and knows nothing of it: old figures judge nothing.
                 self._wake(record.uid, "observed")
+        replan = await self._count(pods, answers) or replan
         known = {record.uid for record in world.caches.inferenceintents}
         self._shown_at = {uid: at for uid, at in self._shown_at.items() if uid in known}
         if replan:
@@ -206,12 +216,68 @@ class GatewayPoller:
                 world.shown[record.uid] = new
                 self._shown_at[record.uid] = now
                 self._wake(record.uid, "observed")
+        return world.loads.judged(record.uid, within=within(record, traffic), now=now)
+
+    async def _count(self, pods: list[PodRecord], answers: Answers) -> bool:
+        """Take in what arrived of every intent, idle ones too; return whether a load changed."""
+        world, now = self._world, self._world.clock()
+        documents = [d for d in answers.values() if d is not None]
+        if all(answers.get(pod.uid) is not None for pod in pods if pod.ready):
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = now
+        rest = world.settings.policy_seconds(SILENT_SECONDS)
+        if self._silent_since is not None and now - self._silent_since < rest:
+            # Half of the gateways' counts would read as half of the load.
+            return False
+        epoch = world.utcnow().timestamp()
+        changed = False
+        for n, record in enumerate(sorted(world.caches.inferenceintents, key=lambda r: r.uid)):
+            changed = self._load(record, documents, epoch=epoch, now=now) or changed
+            if n % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+        return changed
+
+    def _load(
+        self,
+        record: IntentRecord,
+        documents: list[Mapping[str, Any]],
+        *,
+        epoch: float,
+        now: float,
+    ) -> bool:
+        world = self._world
         try:
             declared = declared_load(parse_intent(record))
         except ValueError:
             return False
-        planned = world.loads.of(record.uid) or declared
-        return world.loads.update(record.uid, planned=planned, traffic=traffic, now=now)
+        name = f"{record.namespace}/{record.name}"
+        traffic = world.traffic.get(name)
+        lengths = None
+        if traffic is not None and traffic.prompt_tokens and traffic.output_tokens:
+            lengths = (traffic.prompt_tokens, traffic.output_tokens)
+        return world.loads.update(
+            record.uid,
+            declared=declared,
+            seen=seen_by(documents, name, now=epoch),
+            lengths=lengths,
+            several=any(d.replicas > 1 for d in world.caches.deployments.owned_by(record.uid)),
+            now=now,
+        )
+
+
+def within(record: IntentRecord, traffic: Traffic) -> bool | None:
+    """Return whether the last five minutes met the latency targets; None if that is not known."""
+    targets: Mapping[str, Any] = record.spec.get("targets") or {}
+    percentile = int(targets.get("percentile") or 95)
+    pairs = [
+        (targets.get("timeToFirstTokenMilliseconds"), traffic.ttft_ms),
+        (targets.get("timePerOutputTokenMilliseconds"), traffic.tpot_ms),
+    ]
+    known = [(target, samples) for target, samples in pairs if target is not None and samples]
+    if not known or traffic.requests < FEWEST_REQUESTS:
+        return None
+    return all((traffic.percentile(s, percentile) or 0.0) <= target for target, s in known)
 
 
 def shown(record: IntentRecord, traffic: Traffic, *, before: Shown, time: str) -> Shown:

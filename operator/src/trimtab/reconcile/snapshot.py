@@ -163,7 +163,9 @@ def _view(
         # Nothing can be planned for it, and it should not make other intents' snapshots differ.
         return None
     load = loads.of(record.uid) or declared_load(intent)
-    view = intent_view(record, intent, model=facts.model, load=load)
+    view = replace(
+        intent_view(record, intent, model=facts.model, load=load), busy_load=loads.busy(record.uid)
+    )
     claim = intent.spec.model.source.persistent_volume_claim
     volume = volumes.get((record.namespace, claim.claim_name)) if claim else None
     if volume is None:

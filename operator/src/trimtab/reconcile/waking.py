@@ -32,6 +32,7 @@ class Waker:
         relisted: Callable[[str], None],
         renamed: Callable[[], None],
         load_edited: Callable[[str], None],
+        forget_load: Callable[[str], None],
         gone: Callable[[str, Record], None],
         settings: Settings,
     ) -> None:
@@ -45,7 +46,8 @@ class Waker:
             run: Runs a periodic job soon, by name.
             relisted: Told of a kind that kopf listed again.
             renamed: Told that an intent came, went, or was edited.
-            load_edited: Told the uid of an intent that went, or whose declared load was edited.
+            load_edited: Told the uid of an intent whose declared load was edited.
+            forget_load: Told the uid of an intent that went.
             gone: Told of an object that is gone, with its kind's plural.
             settings: Of the installation.
         """
@@ -58,6 +60,7 @@ class Waker:
         self._relisted = relisted
         self._renamed = renamed
         self._load_edited = load_edited
+        self._forget_load = forget_load
         self._gone = gone
         self._system = settings.system_namespace
 
@@ -93,7 +96,7 @@ class Waker:
             self._replan()
             self._run("routes")
             if change.after is None:
-                self._load_edited(record.uid)
+                self._forget_load(record.uid)
                 self._run("sweep")
             return
         if before is None or before.generation != record.generation:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trimtab.planning.snapshot import EngineCapabilities
     from trimtab.reconcile.fingerprints import FingerprintKeeper
     from trimtab.reconcile.fleet import FleetPlanner
+    from trimtab.reconcile.stepping import Stepper
     from trimtab.settings import Settings
 
 
@@ -49,6 +50,8 @@ class World:
     foreign: dict[str, tuple[int, int]] = field(default_factory=dict)
     fleet: FleetPlanner = field(init=False)
     fingerprints: FingerprintKeeper = field(init=False)
+    steps: Stepper | None = None
+    """What each intent may do about its plan; None where plans are followed as they are."""
     _namesakes: dict[tuple[str, str], IntentRecord] | None = None
 
     def oldest_namesake(self, namespace: str, name: str) -> IntentRecord | None:

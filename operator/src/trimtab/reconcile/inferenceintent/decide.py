@@ -220,20 +220,22 @@ def _built(
     deployment = observed.deployment
     if deployment is None and observed.fingerprints.hold:
         return None
-    rollout = next_rollout(
-        plan,
-        before=of_annotations(deployment.annotations) if deployment else None,
-        several_nodes=observed.several_nodes,
-    )
+    before = of_annotations(deployment.annotations) if deployment else None
+    step = observed.step
+    rollout = next_rollout(plan, before=before, several_nodes=observed.several_nodes)
+    if step is not None and before is not None and step.config == before.config:
+        # A move that is held: what runs stays as it is. A count that is held changes no size.
+        rollout = before if step.config != plan.option.config else rollout
     if rollout is None:
         return None
+    replicas = step.replicas if step is not None else plan.option.replicas
     return children.build(
         children.Placement(
             owner=owner_of(observed.record),
             public_name=intent.public_name,
             rollout=rollout,
-            replicas=_replicas(observed, plan.option.replicas),
-            several=_count(observed, plan.option.replicas) > 1,
+            replicas=_replicas(observed, replicas),
+            several=_count(observed, replicas) > 1,
             mounted=mount(intent.spec.model.source, settings=settings, headers_only=False),
             settings=settings,
         )

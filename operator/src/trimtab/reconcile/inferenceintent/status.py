@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,26 @@ if TYPE_CHECKING:
 
 _PRECISIONS = frozenset({"fp32", "fp16", "bf16", "fp8", "int8", "int4"})
 _MOST_ALTERNATIVES = 8
+
+
+_HELD: Final[Mapping[str, str]] = {
+    "InFlight": "What runs stays until the replicas of the last change are ready.",
+    "Dwell": "What runs stays for now: there is one change in ten minutes.",
+    "StillNeeded": (
+        "No replica is taken away yet: fewer must have carried the busy part of the last half hour, "
+        "with 10 points more than the margin, for ten minutes."
+    ),
+    "Lone": (
+        "What runs stays: no node has room for a replica beside the only one, which would be an "
+        "outage. Any edit of the spec makes it move."
+    ),
+    "NoRoom": "What runs stays: no node has room for a replica of it, not even in another's place.",
+    "NotOurs": "Somebody else sets the replicas.",
+    "Transition": (
+        "What runs stays until other intents have changed: at most a tenth of the fleet does at once."
+    ),
+}
+"""Why a plan is not followed yet, a sentence each; nothing in them ticks."""
 
 
 def build(observed: ObservedIntent, *, endpoint: str, plan_digest: str) -> dict[str, Any]:
@@ -73,7 +93,8 @@ def _plan(observed: ObservedIntent, option: Option, *, plan_digest: str) -> dict
     status["reason"] = str(plan.reason)
     if plan.binding is not None:
         status["binding"] = plan.binding
-    status["message"] = " ".join((plan.message, *plan.notes))[:4096]
+    held = (_HELD[observed.step.held],) if observed.step and observed.step.held in _HELD else ()
+    status["message"] = " ".join((plan.message, *held, *plan.notes))[:4096]
     if plan_digest:
         status["digest"] = plan_digest
     status["load"] = _load(observed)

@@ -1,0 +1,277 @@
+"""From the fleet's plan to what each intent may do about it now (planner.md §9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from trimtab.api.v1alpha1.names import (
+    COMPONENT_LABEL,
+    GROUP_LABEL,
+    PAUSED_ANNOTATION,
+    REPLICAS_ANNOTATION,
+)
+from trimtab.planning.capacity import Ledger
+from trimtab.planning.replan import Running, Wanted, next_step
+from trimtab.planning.transition import Candidate, admit, devices, devices_by_product
+from trimtab.planning.triggers import SpareWatch
+from trimtab.reconcile.inferenceintent.gather import unplaced
+from trimtab.reconcile.inferenceintent.policies import Admission, first_violation
+from trimtab.reconcile.inferenceintent.rollout import of_annotations
+from trimtab.reconcile.naming import model_name
+from trimtab.reconcile.snapshot import parse_intent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trimtab.observe.records import DeploymentRecord, IntentRecord, PodRecord
+    from trimtab.planning.plan import Findings, IntentPlan, Option
+    from trimtab.planning.policy import PlannerPolicy
+    from trimtab.planning.replan import Step
+    from trimtab.planning.snapshot import Config
+    from trimtab.reconcile.fleet import Planned
+    from trimtab.reconcile.world import World
+
+STEPS_SECONDS: Final = 15.0
+_MICROSECONDS = 1_000_000
+_ANY_MILLICORES = 10**9
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of an intent's worker, and since when."""
+
+    config: Config
+    replicas: int
+    changed_us: int
+    spare: SpareWatch = field(default_factory=SpareWatch)
+    judged: Findings | None = None
+
+
+class Stepper:
+    """Computes the steps of all intents together, because a fleet changes only so much at once."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        current: Callable[[], Planned],
+        wake: Callable[[str, str], None],
+        replan: Callable[[], None],
+        policy: PlannerPolicy,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            world: What is known.
+            current: Returns the fleet's plan in force.
+            wake: Told whose step changed.
+            replan: Asks for a plan, for what runs is an input of it.
+            policy: With the times of re-planning.
+        """
+        self._world = world
+        self._current = current
+        self._wake = wake
+        self._replan = replan
+        self._policy = policy
+        self._newcomers = False
+        self._seen: dict[str, _Seen] = {}
+        self._steps: dict[str, tuple[IntentPlan, Step]] = {}
+
+    def of(self, uid: str, plan: IntentPlan | None) -> Step | None:
+        """Return the step towards a plan; None where the plan is followed as it is."""
+        known = self._steps.get(uid)
+        return known[1] if known is not None and plan is not None and known[0] == plan else None
+
+    async def step(self) -> float:
+        """Compute all steps; return when to look again."""
+        return self.refresh()
+
+    def refresh(self) -> float:
+        """Compute all steps and wake whose changed; return the seconds until time changes one."""
+        now_us = round(self._world.clock() * _MICROSECONDS)
+        candidates: dict[str, Candidate] = {}
+        plans: dict[str, IntentPlan] = {}
+        self._newcomers = self._unserved()
+        for record in self._world.caches.inferenceintents:
+            plan = self._current().by_uid.get(record.uid)
+            found = self._candidate(record, plan, now_us=now_us)
+            if found is not None and plan is not None:
+                candidates[record.uid], plans[record.uid] = found, plan
+        snapshot = self._current().snapshot
+        totals = devices_by_product(snapshot.pools) if snapshot else {}
+        admitted = admit(candidates.values(), totals=totals, policy=self._policy)
+        before, self._steps = (
+            self._steps,
+            {uid: (plans[uid], step) for uid, step in admitted.items()},
+        )
+        alive = {record.uid for record in self._world.caches.inferenceintents}
+        self._seen = {uid: seen for uid, seen in self._seen.items() if uid in alive}
+        for uid, (_, step) in self._steps.items():
+            old = before.get(uid)
+            if old is None or (old[1].kind, old[1].config, old[1].replicas, old[1].held) != (
+                step.kind,
+                step.config,
+                step.replicas,
+                step.held,
+            ):
+                self._wake(uid, "step")
+        ends = [step.again_us for step in admitted.values() if step.again_us is not None]
+        rest = min((end - now_us) / _MICROSECONDS for end in ends) if ends else STEPS_SECONDS
+        return max(0.2, min(STEPS_SECONDS, rest))
+
+    def _candidate(
+        self, record: IntentRecord, plan: IntentPlan | None, *, now_us: int
+    ) -> Candidate | None:
+        """Return an intent's own step; None where it shares, or has nothing yet."""
+        deployment = self._own(record)
+        if deployment is None or record.deleting:
+            return None
+        rollout = of_annotations(deployment.annotations)
+        if rollout is None or (plan is not None and plan.group is not None):
+            return None
+        foreign = bool(deployment.foreign_replicas_manager)
+        if foreign and record.annotations.get(REPLICAS_ANNOTATION) == "Trimtab":
+            # Replicas are taken back because somebody asked for it: at once.
+            return None
+        seen = self._look(record.uid, rollout.config, deployment.replicas, now_us=now_us)
+        pods = self._pods(record)
+        running = Running(
+            config=rollout.config,
+            replicas=deployment.replicas,
+            ready=min(deployment.ready_replicas, deployment.replicas),
+            generation=rollout.generation,
+            rolling=_rolling(deployment, pods),
+            changed_us=seen.changed_us,
+            lost=bool(
+                unplaced(
+                    pods,
+                    now=self._world.utcnow(),
+                    seconds=self._world.settings.policy_seconds,
+                ).long
+            ),
+            foreign=foreign,
+        )
+        wanted = None
+        if plan is not None and plan.option is not None:
+            wanted = self._wanted(record, plan, running, seen, now_us=now_us)
+        step = next_step(running, wanted, now_us=now_us, policy=self._policy)
+        if step is None or (step.kind != "Keep" and not self._may_change(record)):
+            return None
+        return Candidate(
+            uid=record.uid,
+            priority=int(record.spec.get("priority") or 0),
+            created_seconds=0,
+            running=running,
+            step=step,
+        )
+
+    def _may_change(self, record: IntentRecord) -> bool:
+        """Tell whether a step would be taken: one that is not must not hold up others."""
+        if record.annotations.get(PAUSED_ANNOTATION) == "true":
+            return False
+        try:
+            intent = parse_intent(record)
+        except ValueError:
+            return False
+        oldest = self._world.oldest_namesake(record.namespace, model_name(record))
+        taken = "" if oldest is None or oldest.uid == record.uid else oldest.name
+        asked = Admission(intent=intent, settings=self._world.settings, name_taken_by=taken)
+        return first_violation(asked) is None
+
+    def _own(self, record: IntentRecord) -> DeploymentRecord | None:
+        for deployment in self._world.caches.deployments.owned_by(record.uid):
+            own = GROUP_LABEL not in deployment.labels and not deployment.deleting
+            if own and deployment.namespace == record.namespace:
+                return deployment
+        return None
+
+    def _pods(self, record: IntentRecord) -> list[PodRecord]:
+        return [
+            pod
+            for pod in self._world.caches.pods.owned_by(record.uid)
+            if pod.namespace == record.namespace
+            and pod.labels.get(COMPONENT_LABEL) == "worker"
+            and GROUP_LABEL not in pod.labels
+        ]
+
+    def _look(self, uid: str, config: Config, replicas: int, *, now_us: int) -> _Seen:
+        """Note what runs; what is seen for the first time counts as changed just now."""
+        seen = self._seen.get(uid)
+        if seen is None or seen.config != config:
+            if seen is not None:
+                self._replan()
+            seen = self._seen[uid] = _Seen(config, replicas, now_us)
+        elif seen.replicas != replicas:
+            seen.replicas, seen.changed_us = replicas, now_us
+            self._replan()
+        return seen
+
+    def _wanted(
+        self,
+        record: IntentRecord,
+        plan: IntentPlan,
+        running: Running,
+        seen: _Seen,
+        *,
+        now_us: int,
+    ) -> Wanted | None:
+        option = plan.option
+        if option is None:
+            return None
+        found = self._current().findings.get(record.uid)
+        if found is not None and found is not seen.judged:
+            seen.judged = found
+            fewest = min(found.fewest, running.replicas)
+            seen.spare = seen.spare.seen(fewest, now_us=now_us)
+        pins = record.spec.get("constraints") or {}
+        return Wanted(
+            config=option.config,
+            replicas=option.replicas,
+            generation=plan.generation,
+            least=int(pins.get("minReplicas") or 1),
+            most=int(pins["maxReplicas"]) if pins.get("maxReplicas") else None,
+            meets=found.meets if found else True,
+            running_meets=found.running_meets if found else True,
+            fewest=seen.spare.fewest(now_us=now_us, policy=self._policy),
+            fewest_now=found.fewest if found else None,
+            room=self._room(option) if option.config != running.config else 0,
+            needed=self._newcomers and _takes_less(option, running),
+        )
+
+    def _room(self, option: Option) -> int:
+        """Return how many replicas of an option fit beside all that runs.
+
+        On ``cpu`` a pod requests a tenth of its threads so that a roll can overlap: memory decides.
+        """
+        snapshot = self._current().snapshot
+        if snapshot is None:
+            return 0
+        ledger = Ledger(replace(pool, millicores=_ANY_MILLICORES) for pool in snapshot.pools)
+        for one in snapshot.assignments:
+            ledger.hold(one.config, one.nodes, memory_bytes=one.memory_bytes)
+        return ledger.slots(option)
+
+    def _unserved(self) -> bool:
+        """Tell whether somebody is planned who has no ready replica yet."""
+        for uid, plan in self._current().by_uid.items():
+            if plan.option is None:
+                continue
+            deployments = self._world.caches.deployments.owned_by(uid)
+            if not any(d.ready_replicas for d in deployments):
+                return True
+        return False
+
+
+def _takes_less(option: Option, running: Running) -> bool:
+    wanted = option.replicas * devices(option.config)
+    return wanted < running.replicas * devices(running.config)
+
+
+def _rolling(deployment: DeploymentRecord, pods: list[PodRecord]) -> bool:
+    present = sum(not pod.deleting for pod in pods)
+    return (
+        deployment.observed_generation < deployment.generation
+        or deployment.updated_replicas < deployment.replicas
+        or present > deployment.replicas
+    )
