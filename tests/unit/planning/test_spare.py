@@ -10,6 +10,7 @@ from tests.unit.planning.builders import (
     an_intent,
 )
 from tests.unit.planning.change_builders import ONE, a_load
+from trimtab.planning import spare
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.snapshot import Assignment, Targets
 from trimtab.planning.spare import findings
@@ -100,3 +101,27 @@ def test_an_intent_without_a_model_has_no_findings():
     plan = plan_fleet(fleet, POLICY)
     assert findings(fleet, plan, policy=POLICY) == ()
     assert findings(replace(fleet, intents=()), plan, policy=POLICY) == ()
+
+
+def test_one_that_cannot_be_predicted_says_so_and_the_others_are_judged(monkeypatch):
+    """All of it counts as needed, and the error is told: silence would hide a bug for ever."""
+    names = ("bad", "good")
+    intents = [an_intent(name=name, uid=name, load=a_load(0.2)) for name in names]
+    held = tuple(
+        Assignment(intent_uid=name, config=ONE, replicas=4, nodes=(("n0", 4),), generation=1)
+        for name in names
+    )
+    bare = a_fleet(*intents, pools=POOLS, fingerprints=(a_fingerprint(),))
+    fleet, plan = replace(bare, assignments=held), plan_fleet(bare, POLICY)
+    real = spare.evaluate
+
+    def evaluate(intent, *args, **kwargs):
+        if intent.uid == "bad":
+            raise ZeroDivisionError("a rate of 0")
+        return real(intent, *args, **kwargs)
+
+    monkeypatch.setattr(spare, "evaluate", evaluate)
+    bad, good = findings(fleet, plan, policy=POLICY)
+    assert (bad.meets, bad.running_meets, bad.fewest) == (True, True, 4)
+    assert bad.problem == "ZeroDivisionError: a rate of 0"
+    assert (good.fewest, good.problem) == (3, "")

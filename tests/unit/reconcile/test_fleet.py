@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 import pytest
+import structlog
 
 from tests.unit.reconcile.builders import a_plan, a_record
 from trimtab.observe.capabilities import ASSUMED
-from trimtab.planning.plan import FleetPlan
+from trimtab.planning.plan import Findings, FleetPlan
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.snapshot import CpuPool, FleetSnapshot
 from trimtab.reconcile import fleet as fleet_module
@@ -31,6 +32,8 @@ class Played:
         self.failures = 0
         self.planned_at: list[float] = []
         self.told: list[tuple[Planned, Planned]] = []
+        self.findings: tuple[Findings, ...] = ()
+        self.unfound: list[int] = []
         self.planner = FleetPlanner(
             pool=self,  # type: ignore[arg-type]
             policy=PlannerPolicy(),
@@ -38,6 +41,7 @@ class Played:
             changed=lambda before, after: self.told.append((before, after)),
             clock=lambda: asyncio.get_running_loop().time(),
             seconds=lambda s: s,
+            unfound=self.unfound.append,
         )
 
     async def observe(self) -> FleetSnapshot:
@@ -48,7 +52,7 @@ class Played:
         if self.failures:
             self.failures -= 1
             raise PlannerFailedError("it hung")
-        return FleetPlan(intents=(a_plan(RECORD),), policy=policy.digest())
+        return FleetPlan(intents=(a_plan(RECORD),), policy=policy.digest(), findings=self.findings)
 
     def close(self, *, kill: bool = False) -> None:
         pass
@@ -128,6 +132,24 @@ async def test_equal_inputs_are_not_planned_again() -> None:
     task.cancel()
     assert len(played.planned_at) == 1
     assert len(played.told) == 1
+
+
+@pytest.mark.looptime
+async def test_of_whom_nothing_could_be_found_out_is_told_with_every_plan() -> None:
+    """Nothing of it is taken away, which nobody would notice without a log line and a count."""
+    played = Played()
+    fields: dict[str, Any] = {"meets": True, "running_meets": True, "fewest": 1}
+    played.findings = (
+        Findings(uid=RECORD.uid, problem="KeyError: 'x'", **fields),
+        Findings(uid="other", **fields),
+    )
+    with structlog.testing.capture_logs() as logs:
+        await played.planner.plan_once()
+    (line,) = (entry for entry in logs if entry["event"] == "findings_failed")
+    assert (line["intent"], line["error"]) == ("team-a/chat", "KeyError: 'x'")
+    played.findings = ()
+    await played.planner.plan_once()
+    assert played.unfound == [1, 0]
 
 
 @pytest.mark.looptime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,11 +34,12 @@ class Town:
     async def delete(self, deletion: Any) -> None:
         self.deleted.append(deletion.name)
 
-    def saw(self, seconds: int) -> None:
+    def saw(self, seconds: int, *, then_quiet: int = 0) -> None:
+        seen = some_traffic(2.0, seconds=seconds)
         self.loads.update(
             "uid-chat",
             declared=None,
-            seen=some_traffic(2.0, seconds=seconds),
+            seen=dataclasses.replace(seen, until=seen.until + then_quiet),
             lengths=None,
             several=False,
             now=0.0,
@@ -59,6 +61,21 @@ async def test_what_was_counted_is_written_when_it_changed_and_read_after_a_rest
     again = Town(town.caches)
     again.keeper.recall()
     assert again.loads.history("uid-chat") == town.loads.history("uid-chat")
+
+
+async def test_where_nobody_asks_nothing_is_written() -> None:
+    """That time passes is no news: a quiet system writes nothing, and who asks again is written."""
+    town = Town()
+    town.caches.inferenceintents._store(a_record())
+    town.saw(600)
+    await town.keeper.step()
+    await town.keeper.step()
+    town.saw(600, then_quiet=600)
+    await town.keeper.step()
+    assert len(town.applied) == 1
+    town.saw(1800)
+    await town.keeper.step()
+    assert len(town.applied) == 2
 
 
 async def test_a_spoilt_history_starts_anew_and_one_of_nobody_goes() -> None:

@@ -35,6 +35,7 @@ class Town:
         self.asked = 0
         self.woken: list[str] = []
         self.version = 0
+        self.created: dict[str, str] = {}
         self.planned = Planned(revision=1, snapshot=None, by_uid={})
         world: Any = SimpleNamespace(
             caches=self.caches,
@@ -56,6 +57,7 @@ class Town:
 
     def intent(self, name: str = "chat", **spec: Any) -> Any:
         record = a_record(name, **spec)
+        record = dataclasses.replace(record, created=self.created.get(name, record.created))
         self.caches.inferenceintents._store(record)
         return record
 
@@ -127,7 +129,7 @@ class Town:
 
     def step(self, record: Any) -> Step | None:
         self.stepper.refresh()
-        return self.stepper.of(record.uid, self.planned.by_uid[record.uid])
+        return self.stepper.of(record, self.planned.by_uid[record.uid])
 
 
 def said(step: Step | None) -> tuple[str, int, str]:
@@ -207,6 +209,8 @@ def test_replicas_that_are_taken_back_are_taken_back_at_once() -> None:
     town.plans(record, replicas=1)
     assert said(town.step(record)) == ("Keep", 4, "NotOurs")
     asked = town.intent(annotations={"trimtab.dev/replicas": "Trimtab"})
+    # Even before the next look, or what somebody else set would be applied as ours.
+    assert town.stepper.of(asked, town.planned.by_uid[asked.uid]) is None
     assert town.step(asked) is None
 
 
@@ -240,9 +244,42 @@ def test_what_is_paused_or_refused_holds_up_nobody() -> None:
     town.now += 601
     for record in (paused, refused, free):
         town.plans(record, threads=2)
-    assert town.step(paused) is None
-    assert town.step(refused) is None
+    assert said(town.step(paused)) == ("Move", 1, "None")
+    assert said(town.step(refused)) == ("Move", 1, "None")
     assert said(town.step(free)) == ("Move", 1, "None")
+
+
+def test_the_older_intent_changes_first() -> None:
+    """Two that may not change at once take turns by age, not by the chance of their uids."""
+    town = Town()
+    town.created = {"a": "2026-11-02T00:00:00Z", "b": "2026-11-01T00:00:00Z"}
+    records = [town.intent(name) for name in ("a", "b")]
+    for record in records:
+        town.runs(record, threads=1)
+        town.plans(record, threads=1)
+        town.step(record)
+    town.now += 601
+    for record in records:
+        town.plans(record, threads=2)
+    assert [said(town.step(record))[2] for record in records] == ["Transition", "None"]
+
+
+def test_what_can_no_longer_be_judged_is_not_taken_away() -> None:
+    """Ten minutes of findings do not count once there are none for the present plan."""
+    town = Town()
+    record = town.intent()
+    town.runs(record, replicas=4)
+    town.plans(record, replicas=1, found={"fewest": 3})
+    town.step(record)
+    town.now += 300
+    town.plans(record, replicas=1)
+    town.planned = dataclasses.replace(town.planned, findings={})
+    town.step(record)
+    town.plans(record, replicas=1, found={"fewest": 3})
+    town.now += 301
+    assert said(town.step(record)) == ("Keep", 4, "StillNeeded")
+    town.now += 600
+    assert said(town.step(record)) == ("Scale", 3, "None")
 
 
 def test_a_newcomer_is_made_room_for_at_once() -> None:
@@ -288,8 +325,8 @@ def test_a_step_made_for_another_plan_is_none() -> None:
     town.runs(record)
     plan = town.plans(record)
     town.stepper.refresh()
-    assert town.stepper.of(record.uid, plan) is not None
-    assert town.stepper.of(record.uid, dataclasses.replace(plan, message="other")) is None
+    assert town.stepper.of(record, plan) is not None
+    assert town.stepper.of(record, dataclasses.replace(plan, message="other")) is None
 
 
 # What is applied.

@@ -72,7 +72,8 @@ def test_an_annotation_is_heard() -> None:
     bench = Bench()
     bench.event("inferenceintents", "ADDED", an_intent())
     paused = an_intent(meta={"annotations": {"trimtab.dev/paused": "true"}})
-    assert bench.event("inferenceintents", "MODIFIED", paused) == [("wake", "uid-chat", "spec")]
+    told = bench.event("inferenceintents", "MODIFIED", paused)
+    assert told == [("wake", "uid-chat", "spec"), ("run", "steps")]
 
 
 def test_a_deletion_frees_the_name() -> None:

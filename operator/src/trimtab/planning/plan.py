@@ -262,12 +262,14 @@ class Findings:
         running_meets: So does what runs, at the planned load.
         fewest: Replicas of the running configuration, at most one step fewer than there are, that meet
             the target with margin + 10 points at the busy load.
+        problem: Why nothing could be found out; then the rest says that all of it is needed.
     """
 
     uid: str
     meets: bool
     running_meets: bool
     fewest: int
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,11 @@ from trimtab.planning.workload import PlannedLoad, planned_load
 def findings(
     snapshot: FleetSnapshot, plan: FleetPlan, *, policy: PlannerPolicy
 ) -> tuple[Findings, ...]:
-    """Return what was found about every intent of a plan that has a worker of its own."""
+    """Return what was found about every intent of a plan that has a worker of its own.
+
+    One that cannot be predicted takes nobody else's findings away: it says so in ``problem``, and
+    nothing of it is taken away or moved for being better.
+    """
     wanted = {p.uid: p.option for p in plan.intents if p.group is None}
     intents = {i.uid: i for i in snapshot.intents}
     found = []
@@ -38,8 +42,8 @@ def findings(
                     snapshot=snapshot,
                     policy=policy,
                 )
-            except Exception:  # noqa: BLE001, S112 - without findings nothing of it is taken away
-                continue
+            except Exception as error:  # noqa: BLE001 - told in what is returned
+                one = _needed(assignment, problem=f"{type(error).__name__}: {error}")
             found.append(one)
     return tuple(found)
 
@@ -55,7 +59,7 @@ def _found(
 ) -> Findings:
     if (option.config, option.replicas) == (assignment.config, assignment.replicas):
         # Nothing is to change, so nothing needs to be found out: predictions are not free.
-        return Findings(uid=intent.uid, meets=True, running_meets=True, fewest=assignment.replicas)
+        return _needed(assignment)
     load = planned_load(intent.load, context_length=model.context_length, policy=policy)
     busy = _busy(intent.busy_load, load)
 
@@ -91,6 +95,16 @@ def _found(
         meets=judge(intent, option, load=load, priced=False, policy=policy).meets,
         running_meets=judged(assignment.replicas, load).meets,
         fewest=fewest,
+    )
+
+
+def _needed(assignment: Assignment, *, problem: str = "") -> Findings:
+    return Findings(
+        uid=assignment.intent_uid,
+        meets=True,
+        running_meets=True,
+        fewest=assignment.replicas,
+        problem=problem,
     )
 
 

@@ -132,6 +132,7 @@ class FleetPlanner:
         clock: Callable[[], float],
         seconds: Callable[[float], float],
         timed: Callable[[float], None] = lambda _: None,
+        unfound: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Prepare.
 
@@ -143,6 +144,7 @@ class FleetPlanner:
             clock: Monotonic seconds.
             seconds: Scales policy times, for tests.
             timed: Told how long each plan took.
+            unfound: Told of how many running intents a plan could find out nothing.
         """
         self._pool = pool
         self._policy = policy
@@ -151,6 +153,7 @@ class FleetPlanner:
         self._clock = clock
         self._seconds = seconds
         self._timed = timed
+        self._unfound = unfound
         self._asked = asyncio.Event()
         self._open = False
         self._last_asked = 0.0
@@ -233,11 +236,20 @@ class FleetPlanner:
             because=triggers(self.current.snapshot, snapshot),
             seconds=round(self._clock() - began, 3),
         )
+        self._tell_unfound(plan)
         self._publish(
             {entry.uid: entry for entry in plan.intents},
             snapshot,
             findings={found.uid: found for found in plan.findings},
         )
+
+    def _tell_unfound(self, plan: FleetPlan) -> None:
+        """Say of whom nothing could be found out: what runs of them stays, which hides the bug."""
+        names = {entry.uid: f"{entry.namespace}/{entry.name}" for entry in plan.intents}
+        failed = [found for found in plan.findings if found.problem]
+        self._unfound(len(failed))
+        for found in failed:
+            _log.error("findings_failed", intent=names.get(found.uid), error=found.problem)
 
     def _publish(
         self,

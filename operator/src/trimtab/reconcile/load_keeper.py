@@ -14,11 +14,15 @@ from trimtab.reconcile.labels import shared_labels
 from trimtab.reconcile.plan import Deletion
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trimtab.kube.resources import Manifest
     from trimtab.observe.records import ConfigMapRecord
-    from trimtab.planning.load_history import LoadHistory
+    from trimtab.planning.load_history import Bucket, LoadHistory
     from trimtab.reconcile.execute import Executor
     from trimtab.reconcile.world import World
+
+    _Newest = dict[str, Bucket | None]
 
 _log = structlog.get_logger(__name__)
 
@@ -34,6 +38,7 @@ class LoadKeeper:
         self._world = world
         self._executor = executor
         self._began = False
+        self._written: dict[str, tuple[str, _Newest]] = {}
 
     def recall(self) -> None:
         """Take up what was written before a restart; what cannot be read starts anew."""
@@ -65,8 +70,12 @@ class LoadKeeper:
         for namespace, histories in sorted(wanted.items()):
             text, name = dump(histories), object_names.load_history(namespace)
             live = kept.pop(name, None)
-            if live is None or live.data.get(LOAD_KEY) != text:
+            before, newest = self._written.get(name), _newest(histories)
+            untouched = live is not None and before == (live.data.get(LOAD_KEY), newest)
+            # Where nobody asked since, only the end of what is known has moved: no news.
+            if live is None or not (untouched or live.data.get(LOAD_KEY) == text):
                 await self._executor.apply(self._config_map(name, namespace, text))
+                self._written[name] = text, newest
         for left in kept.values():
             await self._executor.delete(
                 Deletion(
@@ -98,3 +107,8 @@ class LoadKeeper:
             },
             "data": {LOAD_KEY: text},
         }
+
+
+def _newest(histories: Mapping[str, LoadHistory]) -> _Newest:
+    """Return when something last arrived for each intent, and how much."""
+    return {name: h.buckets[-1] if h.buckets else None for name, h in histories.items()}

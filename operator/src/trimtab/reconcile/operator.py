@@ -112,6 +112,7 @@ class Operator:
             clock=clock,
             seconds=settings.policy_seconds,
             timed=metrics.PLAN_SECONDS.observe,
+            unfound=metrics.UNFOUND.set,
         )
         self.world.fleet = self.fleet
         self.stepper = Stepper(

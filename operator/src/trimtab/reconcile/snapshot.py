@@ -183,7 +183,7 @@ def intent_view(
         namespace=record.namespace,
         name=record.name,
         generation=record.generation,
-        created_seconds=_epoch(record.created),
+        created_seconds=epoch(record.created),
         model=model,
         objective=spec.objective.value,
         targets=_targets(intent),
@@ -196,7 +196,8 @@ def intent_view(
     )
 
 
-def _epoch(text: str) -> int:
+def epoch(text: str) -> int:
+    """Return a time of the API server as Unix seconds, 0 where it cannot be read."""
     try:
         return int(datetime.fromisoformat(text).astimezone(UTC).timestamp())
     except ValueError:

@@ -19,7 +19,7 @@ from trimtab.reconcile.inferenceintent.gather import unplaced
 from trimtab.reconcile.inferenceintent.policies import Admission, first_violation
 from trimtab.reconcile.inferenceintent.rollout import of_annotations
 from trimtab.reconcile.naming import model_name
-from trimtab.reconcile.snapshot import parse_intent
+from trimtab.reconcile.snapshot import epoch, parse_intent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,13 +75,18 @@ class Stepper:
         self._replan = replan
         self._policy = policy
         self._newcomers = False
+        self._ledger: Ledger | None = None
         self._seen: dict[str, _Seen] = {}
         self._steps: dict[str, tuple[IntentPlan, Step]] = {}
 
-    def of(self, uid: str, plan: IntentPlan | None) -> Step | None:
+    def of(self, record: IntentRecord, plan: IntentPlan | None) -> Step | None:
         """Return the step towards a plan; None where the plan is followed as it is."""
-        known = self._steps.get(uid)
-        return known[1] if known is not None and plan is not None and known[0] == plan else None
+        known = self._steps.get(record.uid)
+        if known is None or plan is None or known[0] != plan:
+            return None
+        deployment = self._own(record)
+        # Replicas are taken back because somebody asked for it: at once, not at the next look.
+        return None if deployment is not None and _taken_back(record, deployment) else known[1]
 
     async def step(self) -> float:
         """Compute all steps; return when to look again."""
@@ -91,16 +96,23 @@ class Stepper:
         """Compute all steps and wake whose changed; return the seconds until time changes one."""
         now_us = round(self._world.clock() * _MICROSECONDS)
         candidates: dict[str, Candidate] = {}
+        waiting: dict[str, Step] = {}
         plans: dict[str, IntentPlan] = {}
-        self._newcomers = self._unserved()
+        self._newcomers, self._ledger = self._unserved(), None
         for record in self._world.caches.inferenceintents:
             plan = self._current().by_uid.get(record.uid)
             found = self._candidate(record, plan, now_us=now_us)
-            if found is not None and plan is not None:
-                candidates[record.uid], plans[record.uid] = found, plan
+            if found is None or plan is None:
+                continue
+            plans[record.uid] = plan
+            if found.step.kind == "Keep" or self._may_change(record):
+                candidates[record.uid] = found
+            else:
+                # One that is not taken must not hold up others.
+                waiting[record.uid] = found.step
         snapshot = self._current().snapshot
         totals = devices_by_product(snapshot.pools) if snapshot else {}
-        admitted = admit(candidates.values(), totals=totals, policy=self._policy)
+        admitted = waiting | admit(candidates.values(), totals=totals, policy=self._policy)
         before, self._steps = (
             self._steps,
             {uid: (plans[uid], step) for uid, step in admitted.items()},
@@ -130,9 +142,7 @@ class Stepper:
         rollout = of_annotations(deployment.annotations)
         if rollout is None or (plan is not None and plan.group is not None):
             return None
-        foreign = bool(deployment.foreign_replicas_manager)
-        if foreign and record.annotations.get(REPLICAS_ANNOTATION) == "Trimtab":
-            # Replicas are taken back because somebody asked for it: at once.
+        if _taken_back(record, deployment):
             return None
         seen = self._look(record.uid, rollout.config, deployment.replicas, now_us=now_us)
         pods = self._pods(record)
@@ -150,24 +160,24 @@ class Stepper:
                     seconds=self._world.settings.policy_seconds,
                 ).long
             ),
-            foreign=foreign,
+            foreign=bool(deployment.foreign_replicas_manager),
         )
         wanted = None
         if plan is not None and plan.option is not None:
             wanted = self._wanted(record, plan, running, seen, now_us=now_us)
         step = next_step(running, wanted, now_us=now_us, policy=self._policy)
-        if step is None or (step.kind != "Keep" and not self._may_change(record)):
+        if step is None:
             return None
         return Candidate(
             uid=record.uid,
             priority=int(record.spec.get("priority") or 0),
-            created_seconds=0,
+            created_seconds=epoch(record.created),
             running=running,
             step=step,
         )
 
     def _may_change(self, record: IntentRecord) -> bool:
-        """Tell whether a step would be taken: one that is not must not hold up others."""
+        """Tell whether a step would be taken now."""
         if record.annotations.get(PAUSED_ANNOTATION) == "true":
             return False
         try:
@@ -220,7 +230,9 @@ class Stepper:
         if option is None:
             return None
         found = self._current().findings.get(record.uid)
-        if found is not None and found is not seen.judged:
+        if found is None:
+            seen.spare = SpareWatch()
+        elif found is not seen.judged:
             seen.judged = found
             fewest = min(found.fewest, running.replicas)
             seen.spare = seen.spare.seen(fewest, now_us=now_us)
@@ -247,10 +259,12 @@ class Stepper:
         snapshot = self._current().snapshot
         if snapshot is None:
             return 0
-        ledger = Ledger(replace(pool, millicores=_ANY_MILLICORES) for pool in snapshot.pools)
-        for one in snapshot.assignments:
-            ledger.hold(one.config, one.nodes, memory_bytes=one.memory_bytes)
-        return ledger.slots(option)
+        if self._ledger is None:
+            pools = (replace(pool, millicores=_ANY_MILLICORES) for pool in snapshot.pools)
+            self._ledger = Ledger(pools)
+            for one in snapshot.assignments:
+                self._ledger.hold(one.config, one.nodes, memory_bytes=one.memory_bytes)
+        return self._ledger.slots(option)
 
     def _unserved(self) -> bool:
         """Tell whether somebody is planned who has no ready replica yet."""
@@ -261,6 +275,11 @@ class Stepper:
             if not any(d.ready_replicas for d in deployments):
                 return True
         return False
+
+
+def _taken_back(record: IntentRecord, deployment: DeploymentRecord) -> bool:
+    foreign = bool(deployment.foreign_replicas_manager)
+    return foreign and record.annotations.get(REPLICAS_ANNOTATION) == "Trimtab"
 
 
 def _takes_less(option: Option, running: Running) -> bool:

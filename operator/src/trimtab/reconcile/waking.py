@@ -110,6 +110,8 @@ class Waker:
             self._run("routes")
         elif before.annotations != record.annotations:
             self._wake(record.uid, "spec")
+            # One that is paused no longer, or takes its replicas back, has another step.
+            self._run("steps")
         # A change of status alone is our own writing.
 
     def _wake_namesakes(self, freed: IntentRecord) -> None:

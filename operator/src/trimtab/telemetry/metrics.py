@@ -66,6 +66,12 @@ PLAN_SECONDS: Final = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30),
     registry=REGISTRY,
 )
+UNFOUND: Final = Gauge(
+    "trimtab_intents_without_findings",
+    "Running intents of which the last plan could not find out whether fewer replicas would do: "
+    "nothing of them is taken away. Not 0 is a bug; the log names intent and error.",
+    registry=REGISTRY,
+)
 PREDICTION_RATIO: Final = Gauge(
     "trimtab_prediction_ratio",
     "Observed over predicted, median of the intents that have both.",

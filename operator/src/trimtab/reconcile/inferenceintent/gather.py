@@ -118,7 +118,7 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
         routed=world.routed(here, model_name(record)),
         charges=charges(world, record),
         engine=_engine(workers, world),
-        step=world.steps.of(record.uid, plan) if world.steps is not None else None,
+        step=world.steps.of(record, plan) if world.steps is not None else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -46,14 +47,20 @@ class Rollout:
     @classmethod
     def from_json(cls, text: str) -> Rollout | None:
         """Read the annotation; None where it is absent or of another release."""
-        try:
-            data: dict[str, Any] = json.loads(text)
-            config = Config(**data.pop("config"))
-            nodes = tuple(data.pop("nodes"))
-            read = cls(config=config, nodes=nodes, **data)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return None
-        return read if _sane(read) else None
+        return _read(text)
+
+
+# Every Deployment's is read whenever one of them changes.
+@functools.lru_cache(maxsize=8192)
+def _read(text: str) -> Rollout | None:
+    try:
+        data: dict[str, Any] = json.loads(text)
+        config = Config(**data.pop("config"))
+        nodes = tuple(data.pop("nodes"))
+        read = Rollout(config=config, nodes=nodes, **data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return read if _sane(read) else None
 
 
 def _sane(rollout: Rollout) -> bool:
