@@ -21,7 +21,7 @@ from tests.unit.reconcile.test_groups import a_group_plan
 from trimtab.kube import names
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
-from trimtab.observe.intents import FingerprintProgress
+from trimtab.observe.intents import AccuracyProgress, FingerprintProgress
 from trimtab.observe.workers import ModelState, WorkerState
 from trimtab.reconcile.group.reload import ReloadKeeper
 from trimtab.reconcile.inferenceintent import jobs
@@ -76,6 +76,9 @@ class Sharing(RuleBasedStateMachine):
         )
         self.world.fingerprints = SimpleNamespace(  # type: ignore[assignment] - as above
             progress=lambda *_, **__: FingerprintProgress()
+        )
+        self.world.accuracy = SimpleNamespace(  # type: ignore[assignment] - as above
+            progress=lambda *_: AccuracyProgress()
         )
         self.served: dict[str, str] = {}
 

@@ -473,6 +473,18 @@ SCHEMA_CASES = [
         file="spec.constraints.minReplicas is 0: input should be greater than or equal to 1.",
     ),
     SchemaCase(
+        id="an accuracy loss of more than everything",
+        manifest=an_intent(constraints={"maxAccuracyLossPercent": "100.1"}),
+        server="spec.constraints.maxAccuracyLossPercent in body should match",
+        file="spec.constraints.maxAccuracyLossPercent is '100.1'",
+    ),
+    SchemaCase(
+        id="an accuracy loss below nothing",
+        manifest=an_intent(constraints={"maxAccuracyLossPercent": "-1"}),
+        server="spec.constraints.maxAccuracyLossPercent in body should match",
+        file="spec.constraints.maxAccuracyLossPercent is '-1'",
+    ),
+    SchemaCase(
         id="unknown precision",
         manifest=an_intent(constraints={"precisions": ["bf17"]}),
         server='spec.constraints.precisions[0]: Unsupported value: "bf17"',

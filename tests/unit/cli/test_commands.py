@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import yaml
 from typer.testing import CliRunner
 
 from tests.unit.api.manifest_cases import an_intent, named
+from tests.unit.planning.builders import SMOLLM2, a_loss
 from trimtab import __version__
 from trimtab.cli import bench as bench_module
 from trimtab.cli.app import app
+from trimtab.planning.accuracy import dump
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = CliRunner()
@@ -137,6 +140,35 @@ def test_plan_from_files_explains_each_intent(fleet: Path) -> None:
         assert float(found["plan"]["costPerHour"]) > 0
         assert float(found["plan"]["predicted"]["timePerOutputTokenMilliseconds"]) > 0
         assert found["alternatives"]
+
+
+def test_plan_judges_precisions_by_measured_losses(fleet: Path, tmp_path: Path) -> None:
+    """A folder of documents decides which precisions a limit admits; another model's say nothing."""
+    message = {
+        "v": 1, "ok": True, "family": "llama", "architecture": SMOLLM2.to_dict(), "depth": 30,
+        "precision": "bf16", "weightBytes": 269030016, "contextLength": 2048, "source": "abc",
+    }  # fmt: skip
+    (fleet / "config.json").write_text(json.dumps(message))
+    folder = tmp_path / "accuracy"
+    folder.mkdir()
+    (folder / "one.json").write_text(dump([a_loss("int8", percent=0.4)]))
+    other = a_loss("int4", percent=0.1)
+    other = replace(other, key=replace(other.key, model="other"))
+    (folder / "two.json").write_text(dump([other]))
+    intent = an_intent(load=LOAD, constraints={"maxAccuracyLossPercent": "1"})
+    words = [*_plan(fleet, intent), "--accuracy", str(folder), "-o", "json"]
+    done = RUN.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    [found] = json.loads(done.stdout)
+    options = [found["plan"], *found["alternatives"]]
+    losses = {o["precision"]: o.get("accuracyLossPercent") for o in options}
+    assert (losses["int8"], losses["int4"], losses["bf16"]) == ("0.4", None, None)
+    [refused] = [o for o in options if o["reason"] == "AccuracyLoss"]
+    assert (refused["precision"], "not measured yet" in refused["message"]) == ("int4", True)
+    (folder / "bad.json").write_text("{}")
+    done = RUN.invoke(app, words)
+    assert done.exit_code == 1
+    assert "bad.json: Accuracy field v is None" in done.output
 
 
 def test_plan_as_a_table_shows_every_option(fleet: Path) -> None:

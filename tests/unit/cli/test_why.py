@@ -205,3 +205,12 @@ def test_namespace_is_that_of_the_current_context(
     assert namespace() == "team-b"
     config.write_text("current-context: a\ncontexts: [{name: a, context: {}}]\n")
     assert namespace() == "default"
+
+
+def test_what_a_precision_loses_is_shown_with_its_error() -> None:
+    """An option with a measured loss shows it; one without shows nothing in that column."""
+    body = a_served_intent()
+    body["status"]["plan"] |= {"accuracyLossPercent": "0.28", "accuracyLossErrorPercent": "0.1"}
+    assert "0.28 ± 0.1 %" in rendered(body)
+    lines = why_view.option_lines(body)
+    assert [line.accuracy_loss for line in lines] == ["0.28 ± 0.1 %"] + [""] * (len(lines) - 1)

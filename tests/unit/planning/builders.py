@@ -1,7 +1,9 @@
 """Builders of planning's values: name only what a test is about."""
 
+import math
 from dataclasses import replace
 
+from trimtab.planning.accuracy import TEXT_DIGEST, AccuracyKey, AccuracyLoss
 from trimtab.planning.architecture import Architecture, architecture_hash
 from trimtab.planning.fingerprint import Fingerprint, FingerprintKey, StepPoint
 from trimtab.planning.fleet import plan_fleet
@@ -46,6 +48,22 @@ LLAMA_8B = Architecture(
     vocab_size=128256,
     tied_embeddings=False,
 )
+
+
+def a_loss(precision, *, percent, error_percent=0.1, own=3.0, text=TEXT_DIGEST):
+    """Return a measured loss: perplexity e^own at the checkpoint's own precision."""
+    ratio = 1 + percent / 100
+    return AccuracyLoss(
+        key=AccuracyKey(
+            model="abc", own="bf16", engine="trimtab", engine_version="0.1.0", text=text
+        ),
+        precision=precision,
+        tokens=2000,
+        own_micronats=round(own * 1e6),
+        difference_micronats=round(1e6 * math.log(ratio)),
+        error_micronats=round(1e6 * error_percent / 100 / ratio),
+        agreement_permille=900,
+    )
 
 
 def a_model(architecture=SMOLLM2, *, depth=30, precision="bf16", context=2048):

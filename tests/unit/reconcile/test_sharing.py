@@ -23,7 +23,7 @@ from trimtab.kube.resources import DEPLOYMENT
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.groups import ObservedGroup
-from trimtab.observe.intents import FingerprintProgress
+from trimtab.observe.intents import AccuracyProgress, FingerprintProgress
 from trimtab.observe.loads import LoadBook
 from trimtab.observe.records import generic, pod
 from trimtab.observe.workers import EngineView, ModelState, WorkerState, parse_engine
@@ -60,6 +60,9 @@ class Town:
         )
         self.world.fingerprints = SimpleNamespace(  # type: ignore[assignment] - as above
             progress=lambda *_, **__: FingerprintProgress()
+        )
+        self.world.accuracy = SimpleNamespace(  # type: ignore[assignment] - as above
+            progress=lambda *_: AccuracyProgress()
         )
 
     def _plan(self, uid: str, generation: int) -> Any:

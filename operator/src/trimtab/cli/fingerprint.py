@@ -134,6 +134,39 @@ def derive(
     write(_summary(found.fingerprint, out))
 
 
+@app.command()
+def accuracy(
+    *,
+    model: Annotated[Path, typer.Option(help="GGUF file or directory with the weights.")],
+    precision: Annotated[list[str], typer.Option(help="To compare; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Where the document is written.")],
+    threads: Annotated[int, typer.Option(min=1, help="To compute with.")] = 1,
+) -> None:
+    """Measure what precisions lose against the checkpoint's own, on a fixed text, in the engine."""
+    import importlib.util  # noqa: PLC0415 - only here
+    import os  # noqa: PLC0415 - as above
+    import subprocess  # noqa: PLC0415 - as above
+    import sys  # noqa: PLC0415 - as above
+
+    from trimtab.planning.accuracy import AccuracyInvalidError, parse  # noqa: PLC0415 - as above
+
+    if importlib.util.find_spec("torch") is None:
+        fail("Measuring accuracy needs the engine: run `pip install 'trimtab[engine]'`.")
+    command = [sys.executable, "-m", "trimtab_workers.fingerprint.accuracy", "--path", str(model)]
+    command += ["--threads", str(threads), *(w for p in precision for w in ("--precision", p))]
+    done = subprocess.run(  # noqa: S603 - our own module with the user's own options
+        command, check=False, env={**os.environ, "TRIMTAB_TERMINATION_LOG": str(out.resolve())}
+    )
+    try:
+        losses = parse(out.read_text())
+    except (OSError, AccuracyInvalidError):
+        # Its log has the sentence; what it wrote says that it failed, and is no document.
+        out.unlink(missing_ok=True)
+        raise typer.Exit(done.returncode or 1) from None
+    for loss in losses:
+        write(f"{loss.precision} {loss.described()}")
+
+
 def read(
     format_: Format,
     folder: Path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,8 @@ from trimtab.observe.inspections import Inspection, ModelFacts, parse_verdict
 from trimtab.observe.intents import ObservedIntent
 from trimtab.observe.quantities import byte_count, millicores
 from trimtab.observe.records import intent as intent_record
+from trimtab.planning.accuracy import TEXT_DIGEST, AccuracyInvalidError
+from trimtab.planning.accuracy import parse as parse_accuracy
 from trimtab.planning.architecture import (
     BYTES_PER_VALUE,
     Architecture,
@@ -35,6 +37,7 @@ from trimtab.reconcile.snapshot import declared_load, intent_view
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from trimtab.planning.accuracy import AccuracyLoss
     from trimtab.planning.fingerprint import Fingerprint
     from trimtab.planning.plan import FleetPlan, IntentPlan
 
@@ -71,13 +74,20 @@ def plan(
     inventory: Path,
     prices: Path | None,
     fingerprints: Path | None,
+    accuracy: Path | None = None,
 ) -> list[JSON]:
     """Return each intent as an operator would leave it: spec and status with plan and alternatives.
 
     Raises:
         CommandError: A file is missing or wrong; names file, field and remedy.
     """
-    decided = decide(intents=intents, inventory=inventory, prices=prices, fingerprints=fingerprints)
+    decided = decide(
+        intents=intents,
+        inventory=inventory,
+        prices=prices,
+        fingerprints=fingerprints,
+        accuracy=accuracy,
+    )
     plans = {plan.uid: plan for plan in decided.plan.intents}
     return [
         body | {"status": _status(body, intent, facts, plans[body["metadata"]["uid"]])}
@@ -91,6 +101,7 @@ def decide(
     inventory: Path,
     prices: Path | None,
     fingerprints: Path | None,
+    accuracy: Path | None = None,
 ) -> Decided:
     """Return the fleet's plan, for those who go on from it.
 
@@ -101,10 +112,11 @@ def decide(
     objects = [found for path in intents for found in _intents(path)]
     if not objects:
         raise CommandError("The files given with -f hold no InferenceIntent.")
+    losses = _losses(accuracy)
     rows = []
     for number, intent in enumerate(objects):
         body = _identified(intent, number=number)
-        facts = _facts(intent, known)
+        facts = _with_losses(_facts(intent, known), losses)
         rows.append((body, InferenceIntent.from_cluster(body), facts))
     snapshot = FleetSnapshot(
         intents=tuple(
@@ -262,6 +274,32 @@ def _fingerprints(folder: Path | None) -> tuple[Fingerprint, ...]:
         except FingerprintInvalidError as error:
             raise CommandError(f"{path}: {error}") from error
     return tuple(found)
+
+
+def _losses(folder: Path | None) -> tuple[AccuracyLoss, ...]:
+    if folder is None:
+        return ()
+    if not folder.is_dir():
+        raise CommandError(f"--accuracy {folder} is no folder: name one with .json documents.")
+    found: list[AccuracyLoss] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found += parse_accuracy(_text(path))
+        except AccuracyInvalidError as error:
+            raise CommandError(f"{path}: {error}") from error
+    return tuple(found)
+
+
+def _with_losses(facts: ModelFacts, losses: Sequence[AccuracyLoss]) -> ModelFacts:
+    """Return the facts with what was measured on these very files with this release's engine."""
+    model = facts.model
+    fitting: dict[str, AccuracyLoss] = {}
+    for loss in losses:
+        key = loss.key
+        same = (key.model, key.own) == (model.source, model.precision)
+        if same and (key.engine_version, key.text) == (ASSUMED.version, TEXT_DIGEST):
+            fitting[loss.precision] = loss
+    return replace(facts, model=replace(model, losses=tuple(fitting.values())))
 
 
 def _prices(path: Path | None) -> PriceBook:

@@ -11,6 +11,7 @@ from trimtab.cli.output import CommandError, Format, OutputOption, console, fail
 
 
 def plan(
+    *,
     intents: Annotated[
         list[Path], typer.Option("--filename", "-f", help="InferenceIntents; may be repeated.")
     ],
@@ -23,6 +24,10 @@ def plan(
     fingerprints: Annotated[
         Path | None, typer.Option(help="Folder of fingerprint documents; without: roofline.")
     ] = None,
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(help="Folder of what `trimtab fingerprint accuracy` found; without: unknown."),
+    ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Plan a fleet offline: the same planner as the operator's, nothing is created."""
@@ -30,7 +35,11 @@ def plan(
 
     try:
         planned = offline.plan(
-            intents=intents, inventory=inventory, prices=prices, fingerprints=fingerprints
+            intents=intents,
+            inventory=inventory,
+            prices=prices,
+            fingerprints=fingerprints,
+            accuracy=accuracy,
         )
     except CommandError as error:
         fail(str(error))

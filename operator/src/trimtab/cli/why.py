@@ -107,9 +107,11 @@ def show_options(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
     if not lines:
         out.print("No option has been considered yet.")
         return
+    # Most intents keep the checkpoint's own precision, and a table has no room to waste.
+    loses = any(line.accuracy_loss for line in lines)
     table = _plain(
         "", "Option", "TTFT ms", "TPOT ms", "Cost/h", "Cost/1M", "Capacity/s", "Margin",
-        "Confidence", "Reason", title="\nOptions considered",
+        "Confidence", *(["Accuracy loss"] if loses else []), "Reason", title="\nOptions considered",
     )  # fmt: skip
     for line in lines:
         table.add_row(
@@ -118,7 +120,8 @@ def show_options(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
                 escape,
                 (
                     line.option, line.ttft, line.tpot, line.cost_per_hour, line.cost_per_million,
-                    line.capacity, line.margin, line.confidence, line.reason,
+                    line.capacity, line.margin, line.confidence,
+                    *([line.accuracy_loss] if loses else []), line.reason,
                 ),
             ),
         )  # fmt: skip

@@ -43,6 +43,7 @@ class OptionLine:
     capacity: str
     margin: str
     confidence: str
+    accuracy_loss: str
     reason: str
     why: str
 
@@ -226,6 +227,7 @@ def _option_line(option: JSON, *, chosen: bool) -> OptionLine:
         confidence=" ".join(
             str(confidence[key]) for key in ("level", "source") if confidence.get(key)
         ),
+        accuracy_loss=_loss(option),
         reason=option.get("reason", ""),
         why=option.get("message", "")
         or f"{_configuration(option)}: {_MEANINGS.get(option.get('reason', ''), '')}",
@@ -248,6 +250,13 @@ def _configuration(option: JSON) -> str:
 
 def _figure(predicted: JSON, key: str, at: str) -> str:
     return f"{predicted[key]}{at}" if key in predicted else ""
+
+
+def _loss(option: JSON) -> str:
+    if "accuracyLossPercent" not in option:
+        return ""
+    error = option.get("accuracyLossErrorPercent")
+    return f"{option['accuracyLossPercent']}{f' ± {error}' if error else ''} %"
 
 
 def _margin(margin: JSON) -> str:

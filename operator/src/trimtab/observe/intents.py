@@ -42,6 +42,18 @@ class FingerprintProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyProgress:
+    """Where measuring stands what precisions of an intent's plan lose."""
+
+    precisions: tuple[str, ...] = ()
+    """Those that are not measured yet."""
+    job: str = ""
+    """That measures the model now; empty where none does."""
+    failure: str = ""
+    """A sentence about the last Job, if it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unplaced:
     """Pods that no node has room for.
 
@@ -78,6 +90,7 @@ class ObservedIntent:
         price_problem: Why the price book in force is not the stored one.
         load: The load planned for, with its source.
         fingerprints: Where measuring stands.
+        accuracy: Where measuring what precisions lose stands.
         deployment: The Deployment that its plan wants: its own, or its group's once it owns that.
         pods: Worker pods of that Deployment.
         former_pods: Worker pods of another one, which serve until requests go to the new one.
@@ -110,6 +123,7 @@ class ObservedIntent:
     load: Load | None = None
     load_source: LoadSource = "Assumed"
     fingerprints: FingerprintProgress = FingerprintProgress()
+    accuracy: AccuracyProgress = AccuracyProgress()
     deployment: DeploymentRecord | None = None
     pods: tuple[PodRecord, ...] = ()
     workers: Mapping[str, WorkerState] = field(default_factory=dict)

@@ -70,7 +70,9 @@ def alternatives(
         (later if judged.option.config in seen else first).append(judged)
         seen.add(judged.option.config)
     every, few = [*first, *later], policy.shown_alternatives
-    unable = list(refused)[: max(1, few - len(every))]
+    # A precision that a bound keeps out is always told: they are few, and figures answer the bound.
+    lossy = [one for one in refused if one.reason == "AccuracyLoss"]
+    unable = [one for one in refused if one.reason != "AccuracyLoss"][: max(1, few - len(every))]
     shown: list[Alternative] = []
     for judged in every[: few - len(unable)]:
         room = has_room(judged)
@@ -80,7 +82,7 @@ def alternatives(
                 config=judged.option.config, option=judged.option, reason=reason, why_not=why
             )
         )
-    return (*shown, *unable)
+    return (*shown, *unable, *lossy)
 
 
 def binding(judged: Judged, intent: IntentView) -> Binding:

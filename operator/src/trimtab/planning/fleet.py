@@ -8,6 +8,7 @@ from trimtab.planning.case import Case, acceptable, allowed, located, prepare
 from trimtab.planning.diagnose import Holders, Problem, price_unknown, unmet
 from trimtab.planning.explain import alternatives, binding, chosen
 from trimtab.planning.objectives import Judged, footprint
+from trimtab.planning.options import unmeasured
 from trimtab.planning.plan import FleetPlan, GroupPlan, IntentPlan, Reason, Verdict
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import loses_accuracy
@@ -333,6 +334,7 @@ def _explained(
     )
     if pick is not None:
         ledger.take(pick.judged.option, pick.nodes)
+    model, capabilities = intent.model, snapshot.capabilities
     return IntentPlan(
         uid=intent.uid,
         namespace=intent.namespace,
@@ -349,6 +351,8 @@ def _explained(
         keeps_assignment=pick.kept if pick else False,
         needs=case.needs,
         notes=_notes(case, pick, snapshot),
+        losses=model.losses if model else (),
+        unmeasured=unmeasured(intent, model, capabilities=capabilities) if model else (),
     )
 
 
@@ -431,9 +435,11 @@ def _notes(case: Case, pick: Pick | None, snapshot: FleetSnapshot) -> tuple[str,
     if pick is not None and model is not None:
         precision = pick.judged.option.config.precision
         if loses_accuracy(precision, own=model.precision):
+            loss = model.loss_at(precision)
             notes.append(
-                f"spec.constraints.precisions allows {precision}, which keeps fewer bits than the "
-                f"checkpoint's {model.precision}: what it loses in accuracy is not measured for "
-                "this model (`trimtab bench accuracy` does)."
+                f"{precision} {loss.described()}."
+                if loss is not None
+                else f"spec.constraints.precisions allows {precision}, which keeps fewer bits than "
+                f"the checkpoint's {model.precision}: what it loses in accuracy is not measured yet."
             )
     return tuple(notes)

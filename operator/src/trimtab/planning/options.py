@@ -9,7 +9,14 @@ from trimtab.planning.estimate import evaluate
 from trimtab.planning.plan import Alternative, Lost, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import loses_accuracy
-from trimtab.planning.snapshot import Assignment, Config, FleetSnapshot, IntentView, ModelView
+from trimtab.planning.snapshot import (
+    Assignment,
+    Config,
+    EngineCapabilities,
+    FleetSnapshot,
+    IntentView,
+    ModelView,
+)
 from trimtab.planning.workload import PlannedLoad
 
 _MOST_STEPS = 16
@@ -26,6 +33,39 @@ class Space:
     refused: tuple[Alternative, ...]
     problem: str
     """Why no configuration is left; empty where one is."""
+
+
+def considered(
+    intent: IntentView, model: ModelView, *, capabilities: EngineCapabilities
+) -> tuple[str, ...]:
+    """Return the precisions that an intent lets be considered.
+
+    Unless it names them, the checkpoint's own alone, because precision costs accuracy; a bound on
+    that cost lets all be considered that the engine runs.
+    """
+    pins = intent.constraints
+    if pins.precisions:
+        return tuple(sorted(set(pins.precisions)))
+    if pins.max_accuracy_loss_percent is not None:
+        return tuple(sorted({*capabilities.precisions, model.precision}))
+    return (model.precision,)
+
+
+def unmeasured(
+    intent: IntentView, model: ModelView, *, capabilities: EngineCapabilities
+) -> tuple[str, ...]:
+    """Return the precisions whose loss is worth measuring.
+
+    One with at least as many bits as the checkpoint's own holds every weight exactly: it is not
+    measured, and no bound excludes it.
+    """
+    return tuple(
+        precision
+        for precision in considered(intent, model, capabilities=capabilities)
+        if precision in capabilities.precisions
+        and loses_accuracy(precision, own=model.precision)
+        and model.loss_at(precision) is None
+    )
 
 
 def space(
@@ -48,10 +88,9 @@ def space(
         )
     configs: list[Config] = []
     refused: list[Alternative] = []
-    precisions = pins.precisions or (model.precision,)
     shapes = product(
         sorted(threads),
-        sorted(set(precisions)),
+        considered(intent, model, capabilities=snapshot.capabilities),
         sorted(set(pins.tensor_parallel_sizes or (1,))),
         sorted(set(pins.pipeline_parallel_sizes or (1,))),
     )
@@ -75,8 +114,16 @@ def space(
     if configs or not refused:
         return Space(configs=tuple(configs), refused=tuple(_one_each(refused)), problem="")
     caps = snapshot.capabilities
-    if refused[0].reason == "AccuracyLoss":
-        return Space(configs=(), refused=(), problem=f"{_object(intent)}: {refused[0].why_not}")
+    if any(one.reason == "AccuracyLoss" for one in refused):
+        reasons = " ".join(one.why_not for one in _one_each(refused))
+        remedy = (
+            f"Allow {model.precision} in spec.constraints.precisions, or raise or remove the bound."
+        )
+        return Space(
+            configs=(),
+            refused=tuple(_one_each(refused)),
+            problem=f"{_object(intent)}: {reasons} {remedy}",
+        )
     if refused[0].reason == "PrecisionUnsupported":
         pinned = pins.precisions or (f"{model.precision} (the checkpoint's own)",)
         return _empty(
@@ -265,20 +312,27 @@ def _indivisible(config: Config, model: ModelView) -> str | None:
 
 
 def _unproven(config: Config, intent: IntentView, model: ModelView) -> tuple[Lost, str] | None:
-    """Return why a precision cannot be shown to keep within a bound on accuracy; None if it can.
-
-    Nothing measures a model's loss yet, so any bound excludes every precision that may lose.
-    """
+    """Return why a precision is not shown to keep within a bound on accuracy; None if it is."""
     bound = intent.constraints.max_accuracy_loss_percent
     if bound is None or not loses_accuracy(config.precision, own=model.precision):
+        return None
+    loss = model.loss_at(config.precision)
+    if loss is None:
+        return (
+            "AccuracyLoss",
+            (
+                f"{config.precision} keeps fewer bits than the checkpoint's {model.precision}, and "
+                "its loss of accuracy is not measured yet, so it is not known to stay within "
+                f"spec.constraints.maxAccuracyLossPercent {bound}."
+            ),
+        )
+    if not loss.exceeds(bound):
         return None
     return (
         "AccuracyLoss",
         (
-            f"{config.precision} keeps fewer bits than the checkpoint's {model.precision}, and its "
-            "loss of accuracy is not measured, so it cannot be shown to stay within "
-            f"spec.constraints.maxAccuracyLossPercent {bound}. Allow {model.precision} in "
-            "spec.constraints.precisions, or remove the bound."
+            f"{config.precision} {loss.described()}, more than "
+            f"spec.constraints.maxAccuracyLossPercent {bound}."
         ),
     )
 

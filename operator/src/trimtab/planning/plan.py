@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trimtab.planning.accuracy import AccuracyLoss
 from trimtab.planning.architecture import Architecture
 from trimtab.planning.remap import RemapAdvice
 from trimtab.planning.snapshot import Config
@@ -230,6 +231,8 @@ class IntentPlan:
         group: The worker that it shares or offers to share; None for one of its own.
         remap_verdict: Whether weights are lent to the KV cache under pressure.
         remap_reasons: Why, and why it shares with nobody, a sentence each.
+        losses: What precisions of the model were measured to lose.
+        unmeasured: Precisions that the spec lets be considered, and whose loss is not measured.
     """
 
     uid: str
@@ -250,6 +253,8 @@ class IntentPlan:
     group: GroupPlan | None = None
     remap_verdict: Remapping = "DoNotRemap"
     remap_reasons: tuple[str, ...] = ()
+    losses: tuple[AccuracyLoss, ...] = ()
+    unmeasured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

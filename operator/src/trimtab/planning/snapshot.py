@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from trimtab.planning.accuracy import AccuracyLoss
 from trimtab.planning.architecture import Architecture
 from trimtab.planning.fingerprint import Fingerprint
 from trimtab.planning.prices import PriceBook
@@ -23,6 +24,8 @@ class ModelView:
         weight_bytes: At that precision.
         context_length: Longest prompt + output the model was made for, tokens.
         source: Digest of the files.
+        losses: What precisions of fewer bits were measured to lose, one of each at most.
+        identity: What those losses are kept under; empty where nothing measures them.
     """
 
     architecture: Architecture
@@ -31,6 +34,12 @@ class ModelView:
     weight_bytes: int
     context_length: int
     source: str = ""
+    losses: tuple[AccuracyLoss, ...] = ()
+    identity: str = ""
+
+    def loss_at(self, precision: str) -> AccuracyLoss | None:
+        """Return what a precision was measured to lose, None if it was not measured."""
+        return next((loss for loss in self.losses if loss.precision == precision), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

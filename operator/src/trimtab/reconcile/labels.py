@@ -10,7 +10,7 @@ from trimtab.api.v1alpha1 import names
 if TYPE_CHECKING:
     from trimtab.kube.resources import Manifest
 
-Component = Literal["worker", "inspection", "fingerprint", "routes", "load"]
+Component = Literal["worker", "inspection", "fingerprint", "accuracy", "routes", "load"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

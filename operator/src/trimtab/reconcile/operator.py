@@ -19,6 +19,7 @@ from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.loads import LoadBook
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.reconcile import auditing, pollers
+from trimtab.reconcile.accuracy import AccuracyKeeper
 from trimtab.reconcile.beats import HeartBeats
 from trimtab.reconcile.execute import Executor
 from trimtab.reconcile.figures import publish
@@ -130,8 +131,19 @@ class Operator:
             settings=settings,
             clock=clock,
             changed=self._wake_needing,
+            others=self._accuracy_jobs,
         )
         self.world.fingerprints = self.keeper
+        self.accuracy = AccuracyKeeper(
+            caches=self.caches,
+            executor=self.executor,
+            fleet=self.fleet,
+            settings=settings,
+            clock=clock,
+            changed=self._wake_unmeasured,
+            others=self.keeper.running,
+        )
+        self.world.accuracy = self.accuracy
         self.barrier = Barrier(self.caches.by_plural(), list_uids=self._list_uids, clock=clock)
         self.auditor = auditing.Auditor(
             client=client,
@@ -195,6 +207,7 @@ class Operator:
         table: list[tuple[str, Callable[[], Any], float]] = [
             ("routes", routes.step, 600.0),
             ("fingerprints", self.keeper.step, 60.0),
+            ("accuracy", self.accuracy.step, 60.0),
             ("workers", workers.step, pollers.WORKERS_SECONDS),
             ("reloads", reloads.step, pollers.WORKERS_SECONDS),
             ("gateways", gateways.step, pollers.GATEWAYS_SECONDS),
@@ -354,12 +367,22 @@ class Operator:
             if everybody or before.by_uid.get(uid) != after.by_uid.get(uid):
                 self._wake(uid, "plan")
         self._run_job("fingerprints")
+        self._run_job("accuracy")
         self._run_job("routes")
 
     def _wake_needing(self, key: str) -> None:
         for uid, plan in self.fleet.current.by_uid.items():
             if any(need.key == key for need in plan.needs):
                 self._wake(uid, "fingerprint")
+
+    def _accuracy_jobs(self) -> int:
+        return self.accuracy.running()
+
+    def _wake_unmeasured(self, identity: str) -> None:
+        snapshot = self.fleet.current.snapshot
+        for view in snapshot.intents if snapshot else ():
+            if view.model is not None and view.model.identity == identity:
+                self._wake(view.uid, "accuracy")
 
     def _run_job(self, name: str) -> None:
         self._jobs[name].wake()

@@ -370,7 +370,7 @@ class PricePoller:
         return "The last valid prices stay in force."
 
 
-_PLANNED_COMPONENTS = frozenset({"worker", "inspection", "fingerprint"})
+_PLANNED_COMPONENTS = frozenset({"worker", "inspection", "fingerprint", "accuracy"})
 
 
 class ForeignPoller:

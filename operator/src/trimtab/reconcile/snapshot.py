@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL
 from trimtab.kube import names as object_names
+from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.inspections import INSPECTION_KEY, ModelFacts, parse_verdict
 from trimtab.observe.volumes import nodes_of
+from trimtab.planning.accuracy import TEXT_DIGEST, AccuracyInvalidError
+from trimtab.planning.accuracy import parse as parse_accuracy
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.planning.prices import PriceBook
 from trimtab.planning.snapshot import (
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from trimtab.settings import Settings
 
 FINGERPRINT_KEY: Final = "fingerprint.json"
+ACCURACY_KEY: Final = "accuracy.json"
 _ASSUMED_PROMPT, _ASSUMED_OUTPUT = 1024, 256
 _STEP_MILLICORES: Final = 100
 
@@ -163,14 +167,45 @@ def _view(
         # Nothing can be planned for it, and it should not make other intents' snapshots differ.
         return None
     load = loads.of(record.uid) or declared_load(intent)
+    model = _with_losses(record, intent, facts.model, caches, settings=settings)
     view = replace(
-        intent_view(record, intent, model=facts.model, load=load), busy_load=loads.busy(record.uid)
+        intent_view(record, intent, model=model, load=load), busy_load=loads.busy(record.uid)
     )
     claim = intent.spec.model.source.persistent_volume_claim
     volume = volumes.get((record.namespace, claim.claim_name)) if claim else None
     if volume is None:
         return view
     return replace(view, volume_nodes=nodes_of(volume, caches.nodes))
+
+
+def _with_losses(
+    record: IntentRecord,
+    intent: InferenceIntent,
+    model: ModelView,
+    caches: Caches,
+    *,
+    settings: Settings,
+) -> ModelView:
+    """Return a model with what its precisions were measured to lose."""
+    source = jobs.source_digest(intent.spec.model.source)
+    # Jobs run this release's image, whatever workers of the last one say of themselves.
+    parts = (record.namespace, source, model.source, model.precision, ASSUMED.version, TEXT_DIGEST)
+    identity = object_names.short_hash(*parts, length=16)
+    losses = []
+    for precision in ASSUMED.precisions:
+        name = accuracy_map(identity, precision)
+        kept = caches.configmaps.get(settings.system_namespace, name)
+        try:
+            found = parse_accuracy(kept.data.get(ACCURACY_KEY, "")) if kept else ()
+        except AccuracyInvalidError:
+            found = ()
+        losses += [loss for loss in found if loss.precision == precision]
+    return replace(model, losses=tuple(losses), identity=identity)
+
+
+def accuracy_map(identity: str, precision: str) -> str:
+    """Return the name of the ConfigMap that keeps what a model loses at a precision."""
+    return f"acc-{identity}-{precision}"
 
 
 def intent_view(

@@ -134,12 +134,19 @@ class Waker:
                 self._run("routes")
         if GROUP_LABEL in record.labels and plural in ("pods", "configmaps"):
             self._run("reloads")
-        if record.namespace != self._system or plural not in _FINGERPRINT_KINDS:
+        if plural in _FINGERPRINT_KINDS:
+            self._measured(plural, record, component)
+
+    def _measured(self, plural: str, record: Record, component: str | None) -> None:
+        if component == "accuracy":
+            # Its Jobs run beside the models, so anybody's label can wake the keeper, and only that.
+            self._run("accuracy")
+        if record.namespace != self._system:
             return
         if component == "fingerprint":
             self._run("fingerprints")
             self._wake_needing(_key(record))
-        if plural == "configmaps" and component in ("fingerprint", "inspection"):
+        if plural == "configmaps" and component in ("fingerprint", "inspection", "accuracy"):
             # Something that plans are made from was read, measured, edited or removed.
             self._replan()
         if plural == "configmaps" and component == "routes":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trimtab.observe.traffic import Traffic
     from trimtab.observe.workers import EngineView, WorkerState
     from trimtab.planning.snapshot import EngineCapabilities
+    from trimtab.reconcile.accuracy import AccuracyKeeper
     from trimtab.reconcile.fingerprints import FingerprintKeeper
     from trimtab.reconcile.fleet import FleetPlanner
     from trimtab.reconcile.stepping import Stepper
@@ -50,6 +51,7 @@ class World:
     foreign: dict[str, tuple[int, int]] = field(default_factory=dict)
     fleet: FleetPlanner = field(init=False)
     fingerprints: FingerprintKeeper = field(init=False)
+    accuracy: AccuracyKeeper = field(init=False)
     steps: Stepper | None = None
     """What each intent may do about its plan; None where plans are followed as they are."""
     _namesakes: dict[tuple[str, str], IntentRecord] | None = None

@@ -57,6 +57,10 @@ Percent = Annotated[
     str,
     StringConstraints(pattern=r"^(100(\.0{1,3})?|[1-9]?[0-9](\.[0-9]{1,3})?)$", max_length=7),
 ]
+SignedPercent = Annotated[
+    str,
+    StringConstraints(pattern=r"^-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,3})?$", max_length=14),
+]
 QuantityText = Annotated[
     str,
     StringConstraints(

@@ -180,7 +180,7 @@ class Constraints(ApiModel):
     ) = None
     """precisions allows only these; default: the checkpoint's own, because precision costs accuracy."""
     max_accuracy_loss_percent: Percent | None = None
-    """maxAccuracyLossPercent bounds the measured loss against the checkpoint's own precision."""
+    """maxAccuracyLossPercent bounds the measured loss: by how much the perplexity of a fixed text is higher than at the checkpoint's own precision. What is not measured yet is excluded until it is. Without precisions, it lets every precision be considered that the engine runs."""
     tensor_parallel_sizes: (
         Annotated[
             tuple[Annotated[int, Field(ge=1, le=64)], ...],

@@ -16,10 +16,10 @@ from trimtab.api.v1alpha1.base import (
     DNSName,
     Money,
     ObservedGeneration,
-    Percent,
     PerMille,
     Product,
     Sentence,
+    SignedPercent,
     Text,
     Time,
     Word,
@@ -143,8 +143,10 @@ class Configuration(ApiModel):
     """margin that the predictions were judged with."""
     confidence: Confidence | None = None
     """confidence in the prediction."""
-    accuracy_loss_percent: Percent | None = None
-    """accuracyLossPercent is the measured loss against the checkpoint's own precision."""
+    accuracy_loss_percent: SignedPercent | None = None
+    """accuracyLossPercent is by how much the perplexity of a fixed text was measured to be higher than at the checkpoint's own precision; absent where that is not measured."""
+    accuracy_loss_error_percent: SignedPercent | None = None
+    """accuracyLossErrorPercent is the standard error of accuracyLossPercent: below two of it, a loss is noise."""
     reason: Word | None = None
     """reason why this option was chosen, or why it lost."""
     message: Sentence | None = None

@@ -196,7 +196,7 @@ def _read(observed: ObservedIntent, intent: InferenceIntent, *, settings: Settin
             settings=settings,
         )
         keep_job = job["metadata"]["name"]
-        desired += [jobs.inspection_policy(owner=owner, mounted=mounted), job]
+        desired += [jobs.reading_policy(owner=owner, mounted=mounted, component="inspection"), job]
     elif inspection.state == "Done":
         keep_job = ""
     facts = jobs.facts_name(owner, source=inspection.source_digest)

@@ -85,6 +85,7 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
         load=load,
         load_source=load_source,
         fingerprints=world.fingerprints.progress(record.uid, plan, first_rollout=not deployments),
+        accuracy=world.accuracy.progress(record.uid, plan),
         deployment=home.deployment,
         pods=workers,
         former_pods=former,

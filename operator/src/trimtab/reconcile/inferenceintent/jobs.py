@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
 from trimtab.api.v1alpha1 import names
 from trimtab.kube.names import child, short_hash
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from trimtab.api.v1alpha1.inferenceintent import ModelSource
     from trimtab.kube.resources import Manifest
     from trimtab.planning.plan import FingerprintNeed
+    from trimtab.planning.snapshot import ModelView
     from trimtab.reconcile.inferenceintent.sources import Mounted
     from trimtab.settings import Settings
 
@@ -31,6 +33,7 @@ SOURCE_ANNOTATION: Final = f"{names.GROUP}/source"
 INSPECTION_SECONDS: Final = 600
 DOWNLOAD_SECONDS: Final = 3600
 FINGERPRINT_SECONDS: Final = 1200
+ACCURACY_SECONDS: Final = 1800
 # A small model's full grid uses all of its time even on a quiet core; the document then notes it.
 _MEASURE_SECONDS: Final = {"cpu": 120, "quick": 25}
 _INSPECT_MEMORY_BYTES: Final = 256 * 2**20
@@ -112,14 +115,17 @@ def inspection_job(
     }
 
 
-def inspection_policy(*, owner: Owner, mounted: Mounted) -> Manifest:
-    """Return the NetworkPolicy of inspection Jobs: nothing comes in, only downloads go out."""
-    found = labels("inspection", owner=owner)
+def reading_policy(
+    *, owner: Owner, mounted: Mounted, component: Literal["inspection", "accuracy"]
+) -> Manifest:
+    """Return the NetworkPolicy of Jobs that read a model: nothing comes in, only downloads go out."""
+    found = labels(component, owner=owner)
+    name = {"inspection": "inspect", "accuracy": "accuracy"}[component]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {
-            "name": child(owner.name, f"inspect-{short_hash(owner.uid)}"),
+            "name": child(owner.name, f"{name}-{short_hash(owner.uid)}"),
             "namespace": owner.namespace,
             "labels": found,
             "ownerReferences": [owner.reference()],
@@ -127,7 +133,7 @@ def inspection_policy(*, owner: Owner, mounted: Mounted) -> Manifest:
         "spec": {
             "podSelector": {
                 "matchLabels": {
-                    names.COMPONENT_LABEL: "inspection",
+                    names.COMPONENT_LABEL: component,
                     names.OWNER_UID_LABEL: owner.uid,
                 }
             },
@@ -218,11 +224,102 @@ def fingerprint_job(
     }
 
 
-def _apart(found: dict[str, str], nodes: Sequence[str]) -> Manifest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyNeed:
+    """What a Job is to find out: what a model loses at some precisions.
+
+    Attributes:
+        key: The model's identity: namespace, source, files, own precision, engine version, text.
+        intent_uid: An intent of the model, to which the Job belongs.
+        model: Its sizes.
+        precisions: At least one, sorted.
+        threads: To compute with.
+    """
+
+    key: str
+    intent_uid: str
+    model: ModelView
+    precisions: tuple[str, ...]
+    threads: int
+
+
+def accuracy_name(identity: str) -> str:
+    """Return the name of the Job that measures what a model loses."""
+    return f"acc-{identity}"
+
+
+def accuracy_job(
+    *,
+    need: AccuracyNeed,
+    owner: Owner,
+    mounted: Mounted,
+    attempt: int,
+    settings: Settings,
+) -> Manifest:
+    """Return the Job that foretells a text with the whole model at several precisions.
+
+    It reads the real weights, so it runs where the model can be mounted: in the intent's namespace.
+    """
+    found = labels("accuracy", owner=owner)
+    command = ["python", "-m", "trimtab_workers.fingerprint.accuracy"]
+    command += ["--path", f"{MODEL_ROOT}/{mounted.path}", "--threads", str(need.threads)]
+    command += [word for precision in need.precisions for word in ("--precision", precision)]
+    # One precision is loaded at a time; one wider than the checkpoint's own is not measured.
+    memory = _ENGINE_BYTES + need.model.weight_bytes
+    measure = container(
+        name="accuracy",
+        defaults=settings.pod_defaults,
+        image=settings.image,
+        command=command,
+        limits=resources(
+            threads=need.threads,
+            memory_bytes=memory,
+            # What is read of the files counts until it is dropped, and import widens a tensor.
+            memory_limit_bytes=memory + need.model.weight_bytes + _ENGINE_BYTES,
+        ),
+        mounts=mounted.mounts,
+        env=({"name": "OMP_NUM_THREADS", "value": str(need.threads)},),
+    )
+    spec = pod_spec(
+        defaults=settings.pod_defaults,
+        containers=[measure],
+        init_containers=mounted.fetch,
+        volumes=mounted.volumes,
+        restart_policy="Never",
+    )
+    spec["affinity"] = _apart(
+        shared_labels("fingerprint", instance=""), (), namespaces=(settings.system_namespace,)
+    )
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": accuracy_name(need.key),
+            "namespace": owner.namespace,
+            "labels": found,
+            "annotations": {ATTEMPT_ANNOTATION: str(attempt)},
+            "ownerReferences": [owner.reference()],
+        },
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": ACCURACY_SECONDS + (DOWNLOAD_SECONDS if mounted.fetch else 0),
+            "template": {"metadata": {"labels": found}, "spec": spec},
+        },
+    }
+
+
+def _apart(
+    found: dict[str, str], nodes: Sequence[str], *, namespaces: Sequence[str] = ()
+) -> Manifest:
     """Return the affinity of a measurement: on one of its nodes, and never two on one node."""
     alike = {names.COMPONENT_LABEL: found[names.COMPONENT_LABEL]}
     alike[names.PART_OF_LABEL] = found[names.PART_OF_LABEL]
-    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": alike}}
+    term: Manifest = {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": alike},
+    }
+    if namespaces:
+        term["namespaces"] = list(namespaces)
     affinity: Manifest = {
         "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
     }

@@ -60,6 +60,7 @@ def build(observed: ObservedIntent, *, endpoint: str, plan_digest: str) -> dict[
             status["plan"] = _plan(observed, plan.option, plan_digest=plan_digest)
         status["alternatives"] = [
             _alternative(other, at_percentile=judged_at_percentile(observed.record.spec))
+            | accuracy_loss(plan, other.config)
             for other in plan.alternatives[:_MOST_ALTERNATIVES]
         ]
     if observed.shown.figures:
@@ -90,6 +91,7 @@ def _plan(observed: ObservedIntent, option: Option, *, plan_digest: str) -> dict
         raise RuntimeError("A status for a plan that does not exist is a bug; please report it.")
     at_percentile = judged_at_percentile(observed.record.spec)
     status = _configuration(option.config, option, at_percentile=at_percentile)
+    status |= accuracy_loss(plan, option.config)
     status["reason"] = str(plan.reason)
     if plan.binding is not None:
         status["binding"] = plan.binding
@@ -101,6 +103,17 @@ def _plan(observed: ObservedIntent, option: Option, *, plan_digest: str) -> dict
     if plan.group is not None:
         status["group"] = plan.group.id
     return status | shared_worker(plan, observed.engine)
+
+
+def accuracy_loss(plan: IntentPlan, config: Config) -> dict[str, Any]:
+    """Return what an option's precision was measured to lose, nothing where it was not measured."""
+    loss = next((loss for loss in plan.losses if loss.precision == config.precision), None)
+    if loss is None:
+        return {}
+    return {
+        "accuracyLossPercent": f"{loss.percent.normalize():f}",
+        "accuracyLossErrorPercent": f"{loss.error_percent.normalize():f}",
+    }
 
 
 def shared_worker(plan: IntentPlan, engine: EngineView | None) -> dict[str, Any]:

@@ -127,14 +127,29 @@ def planned(observed: ObservedIntent, *, violation: Violation | None) -> Conditi
     if plan is None:
         return condition(observed, kind, "False", Reason.PLANNING, "The planner is at work.")
     if plan.option is None:
-        return condition(observed, kind, "False", NAMED[plan.reason], plan.message)
+        message = f"{plan.message}{_accuracy(observed)}"
+        return condition(observed, kind, "False", NAMED[plan.reason], message)
     if plan.verdict == "PlannedNearest":
-        return condition(observed, kind, "True", NAMED[plan.reason], plan.message)
+        message = f"{plan.message}{_accuracy(observed)}"
+        return condition(observed, kind, "True", NAMED[plan.reason], message)
+    said = f"{plan.message}{_accuracy(observed)}"
     if observed.price_problem:
-        message = f"{plan.message} {observed.price_problem}"
+        message = f"{said} {observed.price_problem}"
         return condition(observed, kind, "True", Reason.PRICE_BOOK_INVALID, message)
     reason = Reason.LOAD_ASSUMED if plan.load_assumed else Reason.CHOSEN
-    return condition(observed, kind, "True", reason, plan.message)
+    return condition(observed, kind, "True", reason, said)
+
+
+def _accuracy(observed: ObservedIntent) -> str:
+    """Return what is known of precisions that are not measured, with a space before it."""
+    progress = observed.accuracy
+    if not progress.precisions:
+        return ""
+    if progress.failure and not progress.job:
+        return f" {progress.failure}"
+    names = " and ".join(progress.precisions)
+    doing = f"Job {progress.job} measures" if progress.job else "a Job is about to measure"
+    return f" What {names} would lose in accuracy is not known yet: {doing} it."
 
 
 def placed(observed: ObservedIntent, *, wants_rollout: bool, plan_digest: str) -> Condition:
