@@ -76,7 +76,7 @@ deflake: $(STAMP) ## run the unit tests in new random orders until one fails
 	@while $(BIN)/python -m pytest -q -x tests/unit tests/property; do :; done
 
 .PHONY: generate
-generate: $(STAMP) ## regenerate CRDs, API reference, dashboards and chart README
+generate: $(STAMP) ## regenerate CRDs, API and metrics references, dashboards and chart README
 	@$(BIN)/python -m e2e.generated --write
 
 .PHONY: clean

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GENERATORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("CRDs", ("-m", "trimtab.cli", "crds", "generate")),
     ("API reference", ("-m", "docs.reference.generate")),
+    ("metrics reference", ("-m", "docs.reference.metrics")),
     ("dashboards", ("-m", "tools.dashboards")),
     ("chart README", ("-m", "tools.chart_readme")),
 )

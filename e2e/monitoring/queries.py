@@ -24,6 +24,8 @@ RATE_INTERVAL = "30s"
 EMPTY: dict[str, str] = {
     "trimtab_unsatisfied_intents": "every intent is Ready; there is a series per reason while one is not",
     "trimtab_intent_cost_per_hour": "no price is known; the demo's values set some",
+    "trimtab_cost_per_million_output_tokens": "no price or no load is known",
+    "trimtab_prediction_ratio": "no intent has both a plan and traffic in the last five minutes",
     "trimtab_intent_observed_seconds": "a verdict needs traffic in the last five minutes",
     "vllm:request_success_total": "a series per finish reason appears with its first request",
     "trimtab_gateway_upstream_errors_total": "no worker failed an attempt",

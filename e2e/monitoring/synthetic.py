@@ -34,6 +34,15 @@ LABELS: dict[str, list[dict[str, str]]] = {
     "trimtab_api_writes": [{"kind": "Deployment", "verb": "apply", "result": "ok"}],
     "trimtab_api_missing_permission": [{"verb": "patch", "resource": "deployments"}],
     "trimtab_unsatisfied_intents": [{"reason": "NoCapacity"}, {"reason": "Loading"}],
+    "trimtab_prediction_ratio": [{"metric": "ttft"}, {"metric": "tpot"}],
+    "trimtab_plan_margin_ratio": [{"metric": "ttft"}, {"metric": "tpot"}],
+    "trimtab_plan_changes": [{"change": "configuration"}, {"change": "replicas"}],
+    "trimtab_intents_by_confidence": [{"level": "High"}, {"level": "Low"}],
+    "trimtab_intents_outside_margin": [{"metric": "tpot", "direction": "slower"}],
+    "trimtab_load_requests_per_second": [
+        {"load": load} for load in ("declared", "planned", "observed")
+    ],
+    "trimtab_cost_per_million_output_tokens": [{"load": "planned"}, {"load": "observed"}],
     "trimtab_gateway_requests": [{"code": "200"}, {"code": "503"}],
     "trimtab_gateway_retries": [{"reason": "connect"}],
     "trimtab_gateway_upstream_errors": [{"reason": "connect"}],

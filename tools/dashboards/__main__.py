@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from tools.dashboards import engine, intents
+from tools.dashboards import engine, intents, planner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +21,7 @@ FOLDER: Final = Path(__file__).resolve().parents[2] / "charts" / "trimtab" / "da
 BOARDS: Final[dict[str, Callable[[], Dashboard]]] = {
     "engine": engine.board,
     "intents": intents.board,
+    "planner": planner.board,
 }
 
 

@@ -10,19 +10,29 @@ from tools.dashboards.promql import quantile, rate
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
-_INTENT: Final = 'namespace=~"$namespace",intent=~"$intent"'
+INTENT: Final = 'namespace=~"$namespace",intent=~"$intent"'
 _MODEL: Final = 'model_name=~"$model"'
 
 
-def _predicted_and_observed(metric: str) -> tuple[Query, ...]:
+def predicted_and_observed(metric: str) -> tuple[Query, ...]:
+    """Return the queries of what was planned for a metric and what gateways see."""
     return tuple(
         Query(
-            expr=f'trimtab_intent_{kind}_seconds{{{_INTENT},metric="{metric}"}}',
+            expr=f'trimtab_intent_{kind}_seconds{{{INTENT},metric="{metric}"}}',
             legend=f"{{{{namespace}}}}/{{{{intent}}}} {kind} ({{{{percentile}}}})",
         )
         for kind in ("predicted", "observed")
     )
 
+
+OBSERVED_OVER_PREDICTED: Final = Query(
+    expr=(
+        f"trimtab_intent_observed_seconds{{{INTENT}}}"
+        " / on (namespace, intent, metric, percentile) "
+        f"trimtab_intent_predicted_seconds{{{INTENT}}}"
+    ),
+    legend="{{namespace}}/{{intent}} {{metric}} ({{percentile}})",
+)
 
 PLAN: Final = Row(
     title="Plan",
@@ -42,7 +52,7 @@ PLAN: Final = Row(
             unit="currencyUSD",
             queries=(
                 Query(
-                    expr=f"trimtab_intent_cost_per_hour{{{_INTENT}}}",
+                    expr=f"trimtab_intent_cost_per_hour{{{INTENT}}}",
                     legend="{{namespace}}/{{intent}}",
                 ),
             ),
@@ -52,16 +62,7 @@ PLAN: Final = Row(
             title="Observed ÷ predicted",
             description="1 means that the plan was right; lasting values above 1.2 lead to recalibration and a new plan.",
             unit="none",
-            queries=(
-                Query(
-                    expr=(
-                        f"trimtab_intent_observed_seconds{{{_INTENT}}}"
-                        " / on (namespace, intent, metric, percentile) "
-                        f"trimtab_intent_predicted_seconds{{{_INTENT}}}"
-                    ),
-                    legend="{{namespace}}/{{intent}} {{metric}} ({{percentile}})",
-                ),
-            ),
+            queries=(OBSERVED_OVER_PREDICTED,),
         ),
     ),
 )
@@ -73,7 +74,7 @@ LATENCY: Final = Row(
             title="Time to first token",
             description="Dashed: what the planner predicted for the chosen option. Solid: what gateways observed, queueing included.",
             unit="s",
-            queries=_predicted_and_observed("ttft"),
+            queries=predicted_and_observed("ttft"),
             width=12,
             dashed="/ predicted /",
         ),
@@ -81,7 +82,7 @@ LATENCY: Final = Row(
             title="Time per output token",
             description="Dashed: what the planner predicted for the chosen option. Solid: what gateways observed.",
             unit="s",
-            queries=_predicted_and_observed("tpot"),
+            queries=predicted_and_observed("tpot"),
             width=12,
             dashed="/ predicted /",
         ),
@@ -343,6 +344,19 @@ OPERATOR: Final = Row(
     ),
 )
 
+INTENT_VARIABLES: Final = (
+    variable(
+        "namespace",
+        label="Namespace",
+        query="label_values(trimtab_intent_predicted_seconds, namespace)",
+    ),
+    variable(
+        "intent",
+        label="Intent",
+        query='label_values(trimtab_intent_predicted_seconds{namespace=~"$namespace"}, intent)',
+    ),
+)
+
 ROWS: Final = (PLAN, LATENCY, REQUESTS, MEMORY, GATEWAY, OPERATOR)
 
 
@@ -354,16 +368,7 @@ def board() -> Dashboard:
         description="What was planned for each InferenceIntent, what is observed, and the health of gateway and operator.",
         rows=ROWS,
         variables=(
-            variable(
-                "namespace",
-                label="Namespace",
-                query="label_values(trimtab_intent_predicted_seconds, namespace)",
-            ),
-            variable(
-                "intent",
-                label="Intent",
-                query='label_values(trimtab_intent_predicted_seconds{namespace=~"$namespace"}, intent)',
-            ),
+            *INTENT_VARIABLES,
             variable(
                 "model", label="Model", query="label_values(vllm:num_requests_running, model_name)"
             ),

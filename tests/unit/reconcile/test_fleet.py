@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import structlog
 
-from tests.unit.reconcile.builders import a_plan, a_record
+from tests.unit.reconcile.builders import a_plan, a_record, an_option
 from trimtab.observe.capabilities import ASSUMED
-from trimtab.planning.plan import Findings, FleetPlan
+from trimtab.planning.plan import Findings, FleetPlan, IntentPlan
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.snapshot import CpuPool, FleetSnapshot
 from trimtab.reconcile import fleet as fleet_module
 from trimtab.reconcile.fleet import FleetPlanner, Planned, PlannerFailedError, Pool
+from trimtab.reconcile.plan_changes import KINDS, plan_changes
 
 RECORD = a_record()
 
@@ -117,6 +119,58 @@ async def test_a_planner_that_fails_leaves_the_last_plan_in_force() -> None:
     await asyncio.sleep(10)
     assert played.planner.current.problem == ""
     task.cancel()
+
+
+@pytest.mark.looptime
+async def test_the_age_of_what_is_not_planned_yet_grows_until_a_plan_is_made() -> None:
+    """A request counts from when it was made, failures do not answer it, a plan does."""
+    played = Played()
+    task = asyncio.create_task(played.planner.run())
+    await asyncio.sleep(100)
+    assert played.planner.waiting_seconds() == 0
+    played.planner.open()
+    await asyncio.sleep(1)
+    assert played.planner.waiting_seconds() == 0
+    played.failures = 3
+    played.planner.ask()
+    await asyncio.sleep(5)
+    played.planner.ask()
+    await asyncio.sleep(5)
+    assert played.planner.waiting_seconds() == pytest.approx(10)
+    await asyncio.sleep(60)
+    assert played.failures == 0
+    assert played.planner.waiting_seconds() == 0
+    task.cancel()
+
+
+def _planned(*plans: IntentPlan, first: bool = False) -> Planned:
+    return Planned(
+        revision=1,
+        snapshot=None if first else a_snapshot(1),
+        by_uid={plan.uid: plan for plan in plans},
+    )
+
+
+def test_changes_of_plans_are_counted_by_kind() -> None:
+    """Placed, unplaced, another configuration and another count differ; new predictions count as nothing."""
+    option = an_option()
+    none = a_plan(RECORD, option=None)
+    told = a_plan(RECORD, message="Told otherwise.")
+    more = a_plan(RECORD, option=replace(option, replicas=2))
+    other = a_plan(RECORD, option=an_option(threads=2))
+    plan = a_plan(RECORD)
+    for before, after, expected in (
+        (_planned(none), _planned(plan), {"placed": 1}),
+        (_planned(), _planned(plan), {"placed": 1}),
+        (_planned(plan), _planned(none), {"unplaced": 1}),
+        (_planned(plan), _planned(other), {"configuration": 1}),
+        (_planned(plan), _planned(more), {"replicas": 1}),
+        (_planned(plan), _planned(told), {}),
+        (_planned(plan), _planned(), {}),
+        (_planned(first=True), _planned(plan), {}),
+    ):
+        assert plan_changes(before, after) == expected
+        assert expected.keys() <= set(KINDS)
 
 
 @pytest.mark.looptime

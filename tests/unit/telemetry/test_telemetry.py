@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import time
+from typing import Any
 
 import aiohttp
 import pytest
@@ -128,4 +129,50 @@ def test_intents_series_come_and_go_with_them() -> None:
     assert value("trimtab_unsatisfied_intents", {"reason": "Loading"}) == 1
     publish([])
     assert value("trimtab_intent_predicted_seconds", labels) is None
+    assert value("trimtab_prediction_ratio", {"metric": "tpot"}) is None
     assert value("trimtab_unsatisfied_intents", {"reason": "Loading"}) is None
+
+
+def a_planned_status(*, observed: str, margin: int = 20) -> dict[str, Any]:
+    return {
+        "plan": {
+            "costPerHour": "0.09",
+            "predicted": {"timePerOutputTokenMilliseconds": "20"},
+            "margin": {"timePerOutputTokenPercent": margin},
+            "confidence": {"level": "Low"},
+            "load": {"requestsPerSecond": "0.5", "outputTokens": 100},
+        },
+        "observed": {"timePerOutputTokenMilliseconds": observed, "requestsPerSecond": "0.25"},
+    }
+
+
+def test_intents_outside_their_margin_are_counted_in_both_directions() -> None:
+    """Slower and faster than predicted count beyond the intent's own margin, and not at it."""
+    figures = [("24", 20), ("24.1", 20), ("22.1", 10), ("16.6", 20), ("16.7", 20)]
+    publish(a_record(status=a_planned_status(observed=o, margin=m)) for o, m in figures)
+    value = metrics.REGISTRY.get_sample_value
+    name = "trimtab_intents_outside_margin"
+    assert value(name, {"metric": "tpot", "direction": "slower"}) == 2
+    assert value(name, {"metric": "tpot", "direction": "faster"}) == 1
+    assert value(name, {"metric": "ttft", "direction": "slower"}) == 0
+    assert value("trimtab_plan_margin_ratio", {"metric": "tpot"}) == 0.2
+    assert value("trimtab_intents_by_confidence", {"level": "Low"}) == 5
+    assert value("trimtab_intents_by_confidence", {"level": "High"}) == 0
+
+
+def test_loads_and_costs_are_summed_over_the_intents() -> None:
+    """Declared, planned and observed rates are sums; a million tokens cost what those with a price reserve."""
+    load = {"requestsPerSecond": "0.4"}
+    priced, free = a_planned_status(observed="20"), a_planned_status(observed="20")
+    del free["plan"]["costPerHour"]
+    publish([a_record(status=priced, load=load), a_record(status=free, load=load)])
+    value = metrics.REGISTRY.get_sample_value
+    rates = [
+        value("trimtab_load_requests_per_second", {"load": load})
+        for load in ("declared", "planned", "observed")
+    ]
+    assert rates == [0.8, 1.0, 0.5]
+    # 0.09 per hour over 0.5 · 3,600 · 100 tokens.
+    per_million = value("trimtab_cost_per_million_output_tokens", {"load": "planned"})
+    assert per_million == pytest.approx(0.5)
+    assert value("trimtab_cost_per_million_output_tokens", {"load": "observed"}) is None

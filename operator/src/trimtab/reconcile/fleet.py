@@ -157,6 +157,8 @@ class FleetPlanner:
         self._asked = asyncio.Event()
         self._open = False
         self._last_asked = 0.0
+        self._asked_since: float | None = None
+        self._taken_since: float | None = None
         self.ready = asyncio.Event()
         """Set by the first plan, or by the first failure to make one."""
         self.current = Planned(revision=0, snapshot=None, by_uid={})
@@ -166,17 +168,25 @@ class FleetPlanner:
         self._last_asked = self._clock()
         if self._open:
             self._asked.set()
+            if self._asked_since is None:
+                self._asked_since = self._last_asked
 
     def open(self) -> None:
         """Make the first plan now: all that plans are made from has been read once."""
         self._open = True
         self._last_asked = float("-inf")
+        self._asked_since = self._clock()
         self._asked.set()
 
     def of(self, uid: str, *, generation: int) -> IntentPlan | None:
         """Return the decision for an intent, None if it was made for another generation."""
         plan = self.current.by_uid.get(uid)
         return plan if plan is not None and plan.generation == generation else None
+
+    def waiting_seconds(self) -> float:
+        """Return the age of the oldest request that no plan has answered yet; 0 without any."""
+        since = [at for at in (self._asked_since, self._taken_since) if at is not None]
+        return max(0.0, self._clock() - min(since)) if since else 0.0
 
     async def run(self) -> None:
         """Plan for ever."""
@@ -223,11 +233,17 @@ class FleetPlanner:
         Raises:
             PlannerFailedError: From the pool.
         """
+        # What is asked from here on may not be in the snapshot. A failure leaves it unanswered.
+        if self._taken_since is None:
+            self._taken_since = self._asked_since
+        self._asked_since = None
         snapshot = await self._observe()
         if snapshot == self.current.snapshot and not self.current.problem:
+            self._taken_since = None
             return
         began = self._clock()
         plan = await self._pool.plan(snapshot, self._policy)
+        self._taken_since = None
         self._timed(self._clock() - began)
         _log.info(
             "fleet_planned",

@@ -34,6 +34,7 @@ from trimtab.reconcile.load_keeper import LOADS_SECONDS, LoadKeeper
 from trimtab.reconcile.loop import run_loop
 from trimtab.reconcile.pacing import Outcome
 from trimtab.reconcile.periodic import Periodic
+from trimtab.reconcile.plan_changes import KINDS, plan_changes
 from trimtab.reconcile.routes import RoutesKeeper
 from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, planned_load
 from trimtab.reconcile.stepping import STEPS_SECONDS, Stepper
@@ -124,6 +125,9 @@ class Operator:
             policy=PlannerPolicy().hurried(settings.policy_time_divisor),
         )
         self.world.steps = self.stepper
+        for kind in KINDS:
+            # From the start: a rate needs a first sample, and an absent series says nothing.
+            metrics.PLAN_CHANGES.labels(change=kind)
         self.keeper = FingerprintKeeper(
             caches=self.caches,
             executor=self.executor,
@@ -362,6 +366,9 @@ class Operator:
         """Wake whose plan is new, and everybody if planning began or ceased to fail."""
         # First of all: between a plan and its steps nobody may follow it as it is.
         self.stepper.refresh()
+        metrics.PLAN_FAILURES.inc(bool(after.problem))
+        for kind, count in plan_changes(before, after).items():
+            metrics.PLAN_CHANGES.labels(change=kind).inc(count)
         everybody = before.problem != after.problem
         for uid in before.by_uid.keys() | after.by_uid.keys():
             if everybody or before.by_uid.get(uid) != after.by_uid.get(uid):
@@ -421,6 +428,7 @@ class Operator:
     def before_scrape(self) -> None:
         """Set the gauges that are computed from what is known."""
         metrics.OLDEST_TICK.labels(kind="InferenceIntent").set(self.beats.oldest_seconds())
+        metrics.PLAN_WAITING.set(self.fleet.waiting_seconds())
         publish(self.caches.inferenceintents)
 
 

@@ -72,6 +72,52 @@ UNFOUND: Final = Gauge(
     "nothing of them is taken away. Not 0 is a bug; the log names intent and error.",
     registry=REGISTRY,
 )
+PLAN_WAITING: Final = Gauge(
+    "trimtab_plan_waiting_seconds",
+    "Age of the oldest change that no plan takes into account yet; 0 without any.",
+    registry=REGISTRY,
+)
+PLAN_FAILURES: Final = Counter(
+    "trimtab_plan_failures_total",
+    "Plans that could not be made: the planner's process died, hung or raised.",
+    registry=REGISTRY,
+)
+PLAN_CHANGES: Final = Counter(
+    "trimtab_plan_changes_total",
+    "Intents whose plan became another, by change (placed, unplaced, configuration, replicas).",
+    ["change"],
+    registry=REGISTRY,
+)
+PLAN_MARGIN: Final = Gauge(
+    "trimtab_plan_margin_ratio",
+    "Margin added to a prediction before it is held against a target, median of the planned intents.",
+    ["metric"],
+    registry=REGISTRY,
+)
+CONFIDENCE: Final = Gauge(
+    "trimtab_intents_by_confidence",
+    "Planned intents by the confidence in their prediction (High, Medium, Low).",
+    ["level"],
+    registry=REGISTRY,
+)
+OUTSIDE_MARGIN: Final = Gauge(
+    "trimtab_intents_outside_margin",
+    "Intents observed slower, or faster, than predicted by more than the margin.",
+    ["metric", "direction"],
+    registry=REGISTRY,
+)
+LOAD: Final = Gauge(
+    "trimtab_load_requests_per_second",
+    "Requests per second of all intents together: declared by them, planned for, observed.",
+    ["load"],
+    registry=REGISTRY,
+)
+COST_PER_MILLION: Final = Gauge(
+    "trimtab_cost_per_million_output_tokens",
+    "Cost per hour of the intents that have a price and this load, over their output tokens.",
+    ["load"],
+    registry=REGISTRY,
+)
 PREDICTION_RATIO: Final = Gauge(
     "trimtab_prediction_ratio",
     "Observed over predicted, median of the intents that have both.",
