@@ -37,9 +37,9 @@ def installed(name: str) -> bool:
 
 
 def test_there_is_an_image_for_every_process() -> None:
-    """Operator, gateway, and workers for CPUs and for CUDA."""
+    """Operator, gateway, workers for CPUs and for CUDA, and the catalogue apart from all of them."""
     names = [path.parent.name for path in DOCKERFILES]
-    assert names == ["gateway", "operator", "worker", "worker-cuda"]
+    assert names == ["catalogue", "gateway", "operator", "worker", "worker-cuda"]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
@@ -72,6 +72,14 @@ def test_the_gpu_image_can_compile_and_claims_no_gpu() -> None:
         "NVIDIA_VISIBLE_DEVICES": "void",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
     }
+
+
+def test_only_the_catalogues_image_contains_the_catalogue() -> None:
+    """The extra is installed in one image, and no dependency of the distribution brings it into another."""
+    extra = re.compile(r"\[[^]]*catalogue|aiconfigurator")
+    having = [path.parent.name for path in DOCKERFILES if extra.search(path.read_text())]
+    assert having == ["catalogue"]
+    assert "aiconfigurator" not in dependencies() | gateway_requirements()
 
 
 def test_the_gateway_needs_only_what_its_image_installs() -> None:
