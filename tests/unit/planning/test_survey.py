@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.planning.builders import LOAD, POLICY, a_fingerprint, a_fleet, a_key, an_intent
+from tests.unit.planning.builders import (
+    LOAD,
+    POLICY,
+    a_fingerprint,
+    a_fleet,
+    a_key,
+    a_loss,
+    an_intent,
+)
 from trimtab.planning import survey
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.prices import parse_price_book
@@ -36,6 +44,17 @@ def test_only_what_changed_is_surveyed_again(made):
     found = plan_fleet(a_fleet(A, busier), POLICY, surveys=known)
     assert len(made) == 3
     assert repr(found) == repr(plan_fleet(a_fleet(A, busier), POLICY))
+
+
+def test_equal_models_of_other_namespaces_share_a_survey(made):
+    """Under which name losses are kept, and a loss that admits nothing new, change no prediction."""
+    known = Surveys()
+    twin = replace(A, uid="twin", name="twin", model=replace(A.model, identity="elsewhere"))
+    plan_fleet(a_fleet(A, twin), POLICY, surveys=known)
+    assert len(made) == 1
+    lossy = replace(A, model=replace(A.model, losses=(a_loss("int8", percent=9.0),)))
+    plan_fleet(a_fleet(lossy, twin), POLICY, surveys=known)
+    assert len(made) == 1
 
 
 def test_a_plan_is_the_same_with_and_without_what_is_remembered(made):
