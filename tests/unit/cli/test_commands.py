@@ -123,6 +123,19 @@ def _plan(folder: Path, *intents: dict, prices: bool = True) -> list[str]:
 LOAD = {"requestsPerSecond": "0.1", "promptTokens": 64, "outputTokens": 64}
 
 
+def test_a_fleet_of_gpus_is_planned_from_files() -> None:
+    """The example's intent gets whole GPUs of the product that it names, at the price of the file."""
+    offline = ROOT / "examples/offline"
+    words = ["plan", "-f", str(ROOT / "examples/gpu.yaml"), "-o", "json"]
+    words += ["--inventory", str(offline / "gpu-fleet.yaml")]
+    done = RUN.invoke(app, [*words, "--prices", str(offline / "prices.yaml")])
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)
+    assert found["planned"]["status"] == "True"
+    assert "GPU" in found["planned"]["message"]
+    assert "NVIDIA-H100-80GB-HBM3" in found["planned"]["message"]
+
+
 def test_plan_from_files_explains_each_intent(fleet: Path) -> None:
     """Two intents on two threads: each gets an option with prediction, cost and alternatives."""
     words = _plan(
@@ -196,6 +209,12 @@ def test_plan_without_prices_says_that_the_price_is_unknown(fleet: Path) -> None
         ("fleet.yaml", "nodes: 3", "must hold nodes (a list)"),
         ("fleet.yaml", "nodes: [{cpu: 2}]", "nodes[0] is {'cpu': 2}: give cpu and memory"),
         ("fleet.yaml", "nodes: [{cpu: two, memory: 1Gi}]", "Write quantities such as 2 and 8Gi"),
+        ("fleet.yaml", "nodes: [{gpu: X, memory: 1Gi}]", "give gpu (the product), gpus (how many)"),
+        (
+            "fleet.yaml",
+            "nodes: [{gpu: X, memory: 1Gi, gpuMemory: 80Gi, gpuScores: [fast]}]",
+            "1000 for the median GPU",
+        ),
         ("fleet.yaml", "nodes: []\nmodels: {other: config.json}", "add `subject: PATH`"),
         ("config.json", '{"model_type": "mamba"}', "model_type is 'mamba'"),
         ("prices.yaml", "cpuHuor: {}", "cpuHuor"),

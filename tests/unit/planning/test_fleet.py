@@ -270,15 +270,36 @@ def test_pins_are_honoured():
     [
         ({"tensor_parallel_sizes": (2,)}, SMOLLM2, "does not divide the model's 9 attention heads"),
         ({"tensor_parallel_sizes": (4,)}, LLAMA_8B, "does not divide 2 threads"),
-        ({"pipeline_parallel_sizes": (2,)}, LLAMA_8B, "fingerprints measure one stage"),
+        (
+            {"pipeline_parallel_sizes": (2,), "tensor_parallel_sizes": (2,)},
+            LLAMA_8B,
+            "does not divide 2 threads",
+        ),
     ],
 )
 def test_ranks_that_a_model_or_its_threads_do_not_divide_over(constraints, architecture, said):
-    """The plan says what does not divide, or cannot be predicted, instead of a worker that fails."""
+    """The plan says what does not divide instead of a worker that fails."""
     intent = an_intent(model=a_model(architecture, depth=2), constraints=Constraints(**constraints))
     found = plan_one(intent, capabilities=PARALLEL)
     assert found.option is None
     assert said in found.message
+
+
+def test_two_stages_on_cpu_are_predicted_from_the_threads_of_one():
+    """A step passes both stages in turn, on half of the threads each, and is handed on: slower than undivided."""
+    prints = _measured()
+    pinned = an_intent(load=None, constraints=Constraints(pipeline_parallel_sizes=(2,)))
+    split = plan_one(pinned, capabilities=PARALLEL, fingerprints=prints).option
+    one = plan_one(an_intent(load=None), capabilities=PARALLEL, fingerprints=prints)
+    alone = next(
+        o
+        for o in (one.option, *(a.option for a in one.alternatives))
+        if o and o.config.threads == 1
+    )
+    assert (split.config.pipeline_parallel_size, split.config.threads) == (2, 2)
+    handed = split.predicted.tpot.mean_us - alone.predicted.tpot.mean_us
+    assert handed == pytest.approx(2 * POLICY.cpu_stage_us, rel=0.01)
+    assert "pipeline stages predicted from one" in split.confidence.reasons
 
 
 def test_ranks_are_planned_only_where_they_are_pinned():

@@ -30,7 +30,7 @@ from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.memory import weight_bytes
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.prices import PriceBook, PriceBookInvalidError, parse_price_book
-from trimtab.planning.snapshot import CpuPool, FleetSnapshot, ModelView
+from trimtab.planning.snapshot import CpuPool, DeviceScore, FleetSnapshot, GpuPool, ModelView
 from trimtab.reconcile.inferenceintent import status, verdicts
 from trimtab.reconcile.snapshot import declared_load, intent_view
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 JSON = dict[str, Any]  # any: an object as kubectl shows it
 ANY: Final = "*"
 _NODE_KEYS: Final = frozenset({"name", "cpuModel", "cpu", "memory"})
+_GPU_KEYS: Final = frozenset({"name", "memory", "gpu", "gpus", "gpuMemory", "gpuScores"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,8 @@ class Inventory:
 
     path: Path
     pools: tuple[CpuPool, ...]
+    gpu_pools: tuple[GpuPool, ...]
+    scores: tuple[DeviceScore, ...]
     models: dict[str, ModelFacts]
 
 
@@ -124,6 +127,8 @@ def decide(
             for body, intent, facts in rows
         ),
         pools=known.pools,
+        gpu_pools=known.gpu_pools,
+        scores=known.scores,
         capabilities=ASSUMED,
         fingerprints=_fingerprints(fingerprints),
         prices=_prices(prices),
@@ -182,14 +187,28 @@ def _inventory(path: Path) -> Inventory:
             f"{path} must hold nodes (a list) and models (intent name: file), and nothing else: "
             f"it holds {', '.join(sorted(map(str, document))) or 'nothing'}."
         )
-    pools = tuple(
-        _pool(node, where=f"{path}: nodes[{n}]") for n, node in enumerate(document["nodes"])
-    )
+    cpus: list[CpuPool] = []
+    gpus: list[GpuPool] = []
+    scores: list[DeviceScore] = []
+    for n, node in enumerate(document["nodes"]):
+        where = f"{path}: nodes[{n}]"
+        if isinstance(node, dict) and "gpu" in node:
+            pool, known = _gpu_pool(node, where=where)
+            gpus.append(pool)
+            scores += known
+        else:
+            cpus.append(_pool(node, where=where))
     models = {
         str(name): _read_model(path.parent / Path(str(place)).expanduser())
         for name, place in (document.get("models") or {}).items()
     }
-    return Inventory(path=path, pools=pools, models=models)
+    return Inventory(
+        path=path,
+        pools=tuple(cpus),
+        gpu_pools=tuple(gpus),
+        scores=tuple(scores),
+        models=models,
+    )
 
 
 def _pool(node: Any, *, where: str) -> CpuPool:  # any: YAML
@@ -207,6 +226,47 @@ def _pool(node: Any, *, where: str) -> CpuPool:  # any: YAML
         )
     except (ValueError, ArithmeticError) as error:
         raise CommandError(f"{where}: {error}. Write quantities such as 2 and 8Gi.") from error
+
+
+def _gpu_pool(node: JSON, *, where: str) -> tuple[GpuPool, list[DeviceScore]]:
+    """Read a node with GPUs, and how slow each of them is where that is known."""
+    count = node.get("gpus", 1)
+    scores = node.get("gpuScores") or []
+    if (
+        set(node) - _GPU_KEYS
+        or not {"memory", "gpuMemory"} <= set(node)
+        or type(count) is not int
+        or count < 1
+    ):
+        raise CommandError(
+            f"{where} is {node!r}: give gpu (the product), gpus (how many), gpuMemory and memory as "
+            "quantities, and no cpu: a node's CPUs feed its GPUs."
+        )
+    if not isinstance(scores, list) or not all(type(s) is int and s > 0 for s in scores):
+        raise CommandError(
+            f"{where}: gpuScores is {scores!r}; give whole numbers, 1000 for the median GPU."
+        )
+    name = str(node.get("name") or where.rsplit(" ", 1)[-1])
+    try:
+        pool = GpuPool(
+            node=name,
+            product=str(node["gpu"]),
+            gpus=count,
+            gpu_memory_bytes=byte_count(node["gpuMemory"]),
+            memory_bytes=byte_count(node["memory"]),
+        )
+    except (ValueError, ArithmeticError) as error:
+        raise CommandError(f"{where}: {error}. Write quantities such as 80Gi.") from error
+    return pool, [
+        DeviceScore(
+            device=f"{name}/{n}",
+            node=name,
+            product=pool.product,
+            compute_permille=score,
+            memory_permille=score,
+        )
+        for n, score in enumerate(scores[:count])
+    ]
 
 
 def _facts(intent: InferenceIntent, inventory: Inventory) -> ModelFacts:

@@ -1,17 +1,17 @@
-"""Thread sets and memory of every node, as intents take them; never oversubscribed."""
+"""Thread sets, GPUs and memory of every node, as intents take them; never oversubscribed."""
 
 from collections.abc import Iterable
 
 from trimtab.planning.plan import Option
 from trimtab.planning.slots import Need, Node, Nodes, Rack
-from trimtab.planning.snapshot import Config, CpuPool
+from trimtab.planning.snapshot import Config, CpuPool, GpuPool
 
 
 class Ledger:
-    """What is left of each node's whole threads and memory."""
+    """What is left of each node's whole threads or GPUs, and of its memory."""
 
-    def __init__(self, pools: Iterable[CpuPool]) -> None:
-        self._rack = Rack(
+    def __init__(self, pools: Iterable[CpuPool], gpus: Iterable[GpuPool] = ()) -> None:
+        threads = [
             Node(
                 name=pool.node,
                 pool=pool.cpu_model,
@@ -19,12 +19,23 @@ class Ledger:
                 memory_bytes=pool.memory_bytes,
             )
             for pool in pools
-        )
+        ]
+        slots = [
+            Node(
+                name=pool.node,
+                pool=pool.product,
+                devices=pool.gpus,
+                memory_bytes=pool.memory_bytes,
+            )
+            for pool in gpus
+        ]
+        self._threads = {node.name for node in threads}
+        self._rack = Rack([*threads, *slots])
 
     def place(self, option: Option, *, prefer: Nodes = ()) -> Nodes | None:
         """Return replicas by node, kept where they are as far as possible; None if they do not fit.
 
-        New replicas go where most threads are free, so that replicas spread over nodes.
+        New replicas go where most devices are free, so that replicas spread over nodes.
         """
         return self._rack.place(need_of(option), prefer=prefer)
 
@@ -56,27 +67,33 @@ class Ledger:
         """Return what is left of each node."""
         return self._rack.nodes()
 
-    def largest_memory(self, cpu_model: str) -> int:
-        """Return the most memory that one node of a CPU model has left."""
+    def largest_memory(self, config: Config) -> int:
+        """Return the most memory that one node of a configuration's kind has left."""
         rack = self._rack
-        left = [rack.memory[node] for node, model in rack.pool.items() if model == cpu_model]
+        left = [rack.memory[node] for node, pool in rack.pool.items() if pool == config.pool]
         return max([0, *left])
 
-    def threads(self) -> int:
-        """Return the whole threads that are left."""
-        return sum(max(0, t) for t in self._rack.free.values())
+    def devices(self, config: Config) -> int:
+        """Return the GPUs of a configuration's product that are left; on ``cpu`` all threads."""
+        free, pool = self._rack.free, self._rack.pool
+        mine = (
+            self._threads
+            if config.product == "cpu"
+            else {name for name in free if pool[name] == config.product}
+        )
+        return sum(max(0, free[name]) for name in mine)
 
     def _held(self, config: Config, nodes: Nodes, memory: int, *, sign: int) -> None:
         known = tuple((node, count) for node, count in nodes if node in self._rack.pool)
-        need = Need(pool=config.cpu_model, group=config.threads, count=1, memory_bytes=memory)
+        need = Need(pool=config.pool, group=config.devices, count=1, memory_bytes=memory)
         self._rack.add(need, known, sign=sign)
 
 
 def need_of(option: Option) -> Need:
-    """Return what an option asks of the nodes; on ``cpu`` the slots are sets of threads."""
+    """Return what an option asks of the nodes: groups of GPUs, on ``cpu`` sets of threads."""
     return Need(
-        pool=option.config.cpu_model,
-        group=option.config.threads,
+        pool=option.config.pool,
+        group=option.config.devices,
         count=option.replicas,
         memory_bytes=option.memory_bytes,
     )

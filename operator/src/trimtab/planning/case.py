@@ -93,8 +93,12 @@ def prepare(
         return Case(intent=intent, problem=unknown, assignment=assignment)
     load = planned_load(intent.load, context_length=model.context_length, policy=policy)
     found = space(intent, model, snapshot=snapshot, policy=policy)
-    pinned = pin_problem(intent, model, load) or found.problem
-    problem = Problem(reason="ConstraintsExcludeAll", message=pinned) if pinned else None
+    contradiction = pin_problem(intent, model, load)
+    pinned = contradiction or found.problem
+    problem = None
+    if pinned:
+        reason = "ConstraintsExcludeAll" if contradiction else found.reason
+        problem = Problem(reason=reason, message=pinned)
     if problem is None and not found.configs:
         problem = _no_threads(intent)
     case = Case(

@@ -51,6 +51,12 @@ def assess(
     return Confidence(level=_LEVELS[max(0, level)], reasons=tuple(reasons))
 
 
+def lowered(confidence: Confidence, reason: str) -> Confidence:
+    """Return a confidence one level down, for one reason more."""
+    level = max(0, _LEVELS.index(confidence.level) - 1)
+    return Confidence(level=_LEVELS[level], reasons=(*confidence.reasons, reason))
+
+
 def margin_permille(level: Level, *, policy: PlannerPolicy) -> int:
     """Return what is added to a TPOT prediction before it is compared with a target."""
     return {

@@ -1,16 +1,25 @@
 """Why an intent cannot have what it asks for: the first reason that applies, what would help."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.planning.capacity import Ledger
-from trimtab.planning.explain import describe_config, dollars, milliseconds, missed
+from trimtab.planning.explain import (
+    counted,
+    describe_config,
+    devices_of,
+    dollars,
+    milliseconds,
+    missed,
+)
 from trimtab.planning.objectives import Judged
 from trimtab.planning.plan import Reason
-from trimtab.planning.snapshot import IntentView
+from trimtab.planning.snapshot import FleetSnapshot, IntentView
 from trimtab.planning.workload import PlannedLoad
 
 _SHOWN_HOLDERS = 3
+_ABOUT_ROOM = frozenset({"ConstraintsExcludeAll", "NoFit", "TargetNeedsMoreGPUs", "NoCapacity"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,20 +38,19 @@ class Holders:
         names: Intents of the same namespace.
         elsewhere: How many intents of other namespaces, which are not named to this one.
         all_serve: Whether each of them serves already, so that priority changes nothing.
-        threads: What each of `names` has; members of a group have its worker's together.
+        held: What each of `names` has, in words; members of a group have its worker's together.
     """
 
     names: tuple[str, ...] = ()
     elsewhere: int = 0
     all_serve: bool = False
-    threads: tuple[int, ...] = ()
+    held: tuple[str, ...] = ()
 
     def shares(self) -> str:
         """Return who has how much as a sentence with a space before it; empty if nobody is named."""
-        shown = [
-            f"{name} has {count} thread{'' if count == 1 else 's'}"
-            for name, count in zip(self.names, self.threads, strict=False)
-        ][:_SHOWN_HOLDERS]
+        shown = [f"{name} has {held}" for name, held in zip(self.names, self.held, strict=False)][
+            :_SHOWN_HOLDERS
+        ]
         return f" {', '.join(shown)}." if shown else ""
 
     def described(self) -> str:
@@ -59,13 +67,11 @@ class Holders:
 
 def no_fit(intent: IntentView, judged: Sequence[Judged], fleet: Ledger) -> Problem | None:
     """Return ``NoFit`` if one replica of nothing fits into any node's memory."""
-    singles = [j for j in judged if fleet.largest_memory(j.option.config.cpu_model) > 0]
-    if any(
-        j.option.memory_bytes <= fleet.largest_memory(j.option.config.cpu_model) for j in singles
-    ):
+    singles = [j for j in judged if fleet.largest_memory(j.option.config) > 0]
+    if any(j.option.memory_bytes <= fleet.largest_memory(j.option.config) for j in singles):
         return None
     least = min(judged, key=lambda j: (j.option.memory_bytes, j.order))
-    had = max((fleet.largest_memory(j.option.config.cpu_model) for j in judged), default=0)
+    had = max((fleet.largest_memory(j.option.config) for j in judged), default=0)
     return Problem(
         reason="NoFit",
         message=(
@@ -83,7 +89,19 @@ def price_unknown(intent: IntentView, judged: Sequence[Judged]) -> Problem | Non
         return None
     if any(j.option.cost_per_hour_micro_usd is not None for j in judged):
         return None
-    models = ", ".join(sorted({j.option.config.cpu_model for j in judged}))
+    gpus = ", ".join(sorted({j.option.config.product for j in judged} - {"cpu"}))
+    models = ", ".join(
+        sorted({j.option.config.cpu_model for j in judged if j.option.config.product == "cpu"})
+    )
+    if gpus:
+        return Problem(
+            reason="PriceUnknown",
+            message=(
+                f"{_name(intent)}: spec.objective is {intent.objective}, but ConfigMap "
+                f"trimtab-prices has no gpuHour that matches {gpus}. Add the key to prices.yaml, for "
+                'example gpuHour: {"*H100*": "4.50"}.'
+            ),
+        )
     return Problem(
         reason="PriceUnknown",
         message=(
@@ -127,8 +145,10 @@ def _no_capacity(
     intent: IntentView, good: Sequence[Judged], fleet: Ledger, holders: Holders
 ) -> Problem:
     fitting = [j for j in good if fleet.fits(j.option)]
-    least = min(fitting, key=lambda j: (j.option.replicas * j.option.config.threads, j.order))
-    need = least.option.replicas * least.option.config.threads
+    least = min(fitting, key=lambda j: (j.option.replicas * j.option.config.devices, j.order))
+    config, replicas = least.option.config, least.option.replicas
+    had = counted(config.product, fleet.devices(config))
+    where = "" if config.product == "cpu" else f" of {config.product}"
     remedy = (
         "All of them serve, and priority takes nothing from what serves. Add a node, or lower what "
         "they ask for."
@@ -139,8 +159,8 @@ def _no_capacity(
         reason="NoCapacity",
         message=(
             f"{_name(intent)}: the objective needs at least "
-            f"{describe_config(least.option.config, replicas=least.option.replicas)}, {need} "
-            f"threads, but the fleet's {fleet.threads()} threads are held by intents that serve or "
+            f"{describe_config(config, replicas=replicas)}, {devices_of(config, replicas=replicas)}, "
+            f"but the fleet's {had}{where} are held by intents that serve or "
             f"come first ({holders.described()}).{holders.shares()} {remedy}"
         ),
     )
@@ -200,11 +220,12 @@ def _more_devices(
 ) -> Problem:
     """Return ``TargetNeedsMoreGPUs``; on product cpu the devices are threads."""
     if good:
-        least = min(good, key=lambda j: (j.option.replicas * j.option.config.threads, j.order))
-        need = least.option.replicas * least.option.config.threads
+        least = min(good, key=lambda j: (j.option.replicas * j.option.config.devices, j.order))
+        config, replicas = least.option.config, least.option.replicas
         said = (
-            f"{describe_config(least.option.config, replicas=least.option.replicas)}, {need} "
-            f"threads in all, but the fleet has {fleet.threads()}"
+            f"{describe_config(config, replicas=replicas)}, "
+            f"{devices_of(config, replicas=replicas)} in all, but the fleet has "
+            f"{fleet.devices(config)}"
         )
         remedy = "Add nodes, lower spec.load, or relax the target"
     else:
@@ -222,6 +243,21 @@ def _more_devices(
         reason="TargetNeedsMoreGPUs",
         message=f"{_name(intent)}: the objective needs {said}.{holders.shares()} {remedy}.",
     )
+
+
+def left_out(problem: Problem, snapshot: FleetSnapshot) -> str:
+    """Return which GPUs would be there but are not planned on, with a space before it.
+
+    Only where room is what is missing; nodes are counted, and named by no one but the reason.
+    """
+    if problem.reason not in _ABOUT_ROOM or not snapshot.left_out:
+        return ""
+    found = Counter(one.reason for one in snapshot.left_out)
+    parts = [
+        f"those of {count} node{'' if count == 1 else 's'} because {reason}"
+        for reason, count in sorted(found.items())
+    ]
+    return f" GPUs are left out: {'; '.join(parts)}."
 
 
 def _gib(count: int) -> str:

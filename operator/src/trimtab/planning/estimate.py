@@ -9,14 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from trimtab.planning.architecture import Architecture, architecture_hash
-from trimtab.planning.confidence import assess, margin_permille
+from trimtab.planning.confidence import assess, lowered, margin_permille
+from trimtab.planning.curves import Curve
 from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, FingerprintKey
+from trimtab.planning.gpus import GpuMemory, gpu_bytes, gpu_memory, known_peak
 from trimtab.planning.memory import MemoryPlan, memory_plan
 from trimtab.planning.plan import Latency, Option, Prediction
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import PriceBook, price_for
 from trimtab.planning.roofline import roofline
+from trimtab.planning.roofline_gpu import PEAKS, gpu_roofline
+from trimtab.planning.slots import Nodes
+from trimtab.planning.slowdown import slowdown, slowed
 from trimtab.planning.snapshot import (
     Config,
     EngineCapabilities,
@@ -48,12 +53,12 @@ class Source:
 def key_for(
     model: ModelView, config: Config, *, capabilities: EngineCapabilities
 ) -> FingerprintKey:
-    """Return the key of the fingerprint that a configuration needs."""
+    """Return the key of the fingerprint that a configuration needs: of one of its stages."""
     return FingerprintKey(
         architecture=architecture_hash(model.architecture),
         product=config.product,
         cpu_model=config.cpu_model,
-        threads=config.threads,
+        threads=config.threads // config.pipeline_parallel_size,
         precision=config.precision,
         kv_precision=compute_precision(config.precision),
         tensor_parallel_size=config.tensor_parallel_size,
@@ -84,18 +89,50 @@ def find_source(
     *,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
+    nodes: Nodes = (),
 ) -> Source:
-    """Return the best source for a configuration; the roofline where nothing usable is measured."""
+    """Return the best source for a configuration; the roofline where nothing usable is measured.
+
+    Step times are of the GPUs that a replica gets, as far as scores tell: of those on ``nodes`` where
+    it runs, else of what a group may expect. With pipeline stages a step passes through all of them
+    in turn, as the engine runs it.
+    """
     key = key_for(model, config, capabilities=snapshot.capabilities)
+    slow = slowdown(config, snapshot.scores, nodes=nodes)
+
+    def source(fingerprint: Fingerprint) -> Source:
+        fitted = slowed(_fitted(fingerprint, model.depth), slow)
+        return Source(fingerprint=fingerprint, model=_staged(fitted, config, policy))
+
     found = best_for(key, snapshot.fingerprints)
     if found is not None:
         try:
-            return Source(fingerprint=found, model=_fitted(found, model.depth))
+            return source(found)
         except FingerprintInvalidError:
             # The operator refuses such documents when they arrive and says so; a plan goes on.
             pass
-    estimated = _estimated(model.architecture, key, policy)
-    return Source(fingerprint=estimated, model=_fitted(estimated, model.depth))
+    return source(_estimated(model.architecture, key, policy))
+
+
+def gpu_source(
+    model: ModelView, config: Config, *, snapshot: FleetSnapshot, policy: PlannerPolicy
+) -> Fingerprint | None:
+    """Return what a configuration on GPUs is predicted from, None where nothing is known of it."""
+    key = key_for(model, config, capabilities=snapshot.capabilities)
+    found = best_for(key, snapshot.fingerprints)
+    if found is None and known_peak(config):
+        return _estimated(model.architecture, key, policy)
+    return found
+
+
+def _staged(model: StepModel, config: Config, policy: PlannerPolicy) -> StepModel:
+    """Return the step model of a pipeline: every boundary is crossed once, and the logits come back."""
+    stages = config.pipeline_parallel_size
+    if stages == 1:
+        return model
+    each = policy.cpu_stage_us if config.product == "cpu" else policy.gpu_stage_us
+    fixed = model.fixed
+    return replace(model, fixed=Curve(fixed.xs, tuple(y + stages * each for y in fixed.ys)))
 
 
 @lru_cache(maxsize=2048)
@@ -112,7 +149,11 @@ def _fitted(fingerprint: Fingerprint, depth: int) -> StepModel:
 def _estimated(
     architecture: Architecture, key: FingerprintKey, policy: PlannerPolicy
 ) -> Fingerprint:
-    return roofline(architecture, key=key, policy=policy)
+    if key.product == "cpu":
+        return roofline(architecture, key=key, policy=policy)
+    # What runs on a product that is no longer known is judged as the slowest that is.
+    slowest = min(PEAKS.values(), key=lambda peak: peak.bytes_per_us)
+    return gpu_roofline(architecture, key=key, peak=PEAKS.get(key.product, slowest), policy=policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +186,7 @@ class Estimator:
     """Predicts options of one intent for requests of given mean lengths, many at once.
 
     ``load`` gives the lengths; rates are asked for. `sources` are where the predictions come from, in
-    the order of the configurations.
+    the order of the configurations. ``nodes`` is where they run, if they do.
     """
 
     def __init__(
@@ -157,20 +198,21 @@ class Estimator:
         load: PlannedLoad,
         snapshot: FleetSnapshot,
         policy: PlannerPolicy,
+        nodes: Nodes = (),
     ) -> None:
         self.sources = tuple(
-            find_source(model, config, snapshot=snapshot, policy=policy) for config in configs
+            find_source(model, config, snapshot=snapshot, policy=policy, nodes=nodes)
+            for config in configs
         )
         self._intent, self._model, self._configs, self._load = intent, model, configs, load
         self._snapshot, self._policy = snapshot, policy
-        limits = ReplicaLimits(
-            token_budget=policy.cpu_max_batch_tokens, max_sequences=policy.cpu_max_sequences
-        )
+        self._limits = tuple(_engine_limits(config, policy) for config in configs)
+        self._longest = longest_request(model, load, policy)
         self._replicas = Replicas(
             [source.model for source in self.sources],
             prompt=load.prompt,
             output=load.output,
-            limits=[limits] * len(configs),
+            limits=self._limits,
             window=model.architecture.sliding_window,
         )
         self._sequences = np.array([self._most_sequences(n) for n in range(len(configs))])
@@ -190,7 +232,8 @@ class Estimator:
         states = replicas.steady(which, slots=roomy, rate=rates)
         others = states.others([_BUSY])[:, 0].tolist()
         memories = [self._memory(a.number, found) for a, found in zip(asks, others, strict=True)]
-        kv_tokens = np.array([memory.kv_tokens for memory in memories])
+        # What runs holds one long request, whatever the figures of its GPUs say.
+        kv_tokens = np.array([max(self._longest, memory.kv_tokens) for memory in memories])
         slots = replicas.slots(which, kv_tokens=kv_tokens, sequences=sequences)
         capacity = replicas.capacity(which, slots)
         overloaded = rates > capacity
@@ -224,7 +267,7 @@ class Estimator:
         )
         return [_Figures(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
-    def _option(self, ask: Ask, memory: MemoryPlan, figures: _Figures) -> Option:
+    def _option(self, ask: Ask, memory: MemoryPlan | GpuMemory, figures: _Figures) -> Option:
         config, source, policy = self._configs[ask.number], self.sources[ask.number], self._policy
         unloaded = self._unloaded[ask.number]
         capacity = figures.capacity * ask.replicas
@@ -245,6 +288,8 @@ class Estimator:
             utilisation_permille=prediction.utilisation_permille,
             policy=policy,
         )
+        if config.pipeline_parallel_size > 1:
+            confidence = lowered(confidence, "pipeline stages predicted from one")
         margin = margin_permille(confidence.level, policy=policy)
         cost = hourly(
             config,
@@ -259,9 +304,9 @@ class Estimator:
             memory_bytes=memory.total,
             arena_bytes=memory.arena,
             kv_tokens=memory.kv_tokens,
-            max_model_len=_max_model_len(self._model, self._load, policy),
+            max_model_len=self._longest,
             max_seqs=figures.slots,
-            max_batch_tokens=policy.cpu_max_batch_tokens,
+            max_batch_tokens=self._limits[ask.number].token_budget,
             predicted=prediction,
             margin_permille=margin,
             ttft_margin_permille=max(policy.margin_ttft_unanchored_permille, margin),
@@ -274,16 +319,30 @@ class Estimator:
             fingerprint=self._digests[ask.number],
         )
 
-    def _memory(self, number: int, others: float) -> MemoryPlan:
-        """Return a replica's memory, with KV for the company that a request finds when it is busy."""
+    def _memory(self, number: int, others: float) -> MemoryPlan | GpuMemory:
+        """Return a replica's memory: on ``cpu`` KV for the company that a request finds when it is busy.
+
+        On GPUs the cache is all that is left.
+        """
         config, load, policy = self._configs[number], self._load, self._policy
+        if config.product != "cpu":
+            return gpu_memory(
+                self._model.architecture,
+                config,
+                depth=self._model.depth,
+                gpu_bytes=gpu_bytes(self._snapshot.gpu_pools, config.product),
+                kv_precision=compute_precision(config.precision),
+                block_tokens=self._snapshot.capabilities.block_tokens,
+                fingerprint=self.sources[number].fingerprint,
+                policy=policy,
+            )
         busy = (1 + others) * (load.prompt + load.output) * policy.kv_headroom_permille / 1000
         return memory_plan(
             self._model.architecture,
             depth=self._model.depth,
             precision=config.precision,
             kv_precision=compute_precision(config.precision),
-            kv_tokens=max(_max_model_len(self._model, load, policy), math.ceil(busy)),
+            kv_tokens=max(self._longest, math.ceil(busy)),
             block_tokens=self._snapshot.capabilities.block_tokens,
             fingerprint=self.sources[number].fingerprint,
             policy=policy,
@@ -293,10 +352,20 @@ class Estimator:
     def _most_sequences(self, number: int) -> int:
         """Return the cap on sequences: what the TPOT target allows; the engine's where it allows none."""
         target, policy = self._intent.targets.tpot_us, self._policy
+        most = self._limits[number].max_sequences
         if self._intent.objective != "TargetLatency" or target is None or self._load.output < 2:
-            return policy.cpu_max_sequences
+            return most
         within = target * 1000 / (1000 + policy.margin_high_permille)
-        return self._replicas.max_running(number, within) or policy.cpu_max_sequences
+        return self._replicas.max_running(number, within) or most
+
+
+def _engine_limits(config: Config, policy: PlannerPolicy) -> ReplicaLimits:
+    """Return the most that the planner lets an engine do at once on a product."""
+    cpu = config.product == "cpu"
+    return ReplicaLimits(
+        token_budget=policy.cpu_max_batch_tokens if cpu else policy.gpu_max_batch_tokens,
+        max_sequences=policy.cpu_max_sequences if cpu else policy.gpu_max_sequences,
+    )
 
 
 def evaluate(
@@ -308,9 +377,15 @@ def evaluate(
     load: PlannedLoad,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
+    nodes: Nodes = (),
 ) -> Option:
-    """Return the option of running ``replicas`` of ``config``, with its prediction and cost."""
-    estimator = Estimator(intent, model, [config], load=load, snapshot=snapshot, policy=policy)
+    """Return the option of running ``replicas`` of ``config``, with its prediction and cost.
+
+    ``nodes`` is where they run, if they do.
+    """
+    estimator = Estimator(
+        intent, model, [config], load=load, snapshot=snapshot, policy=policy, nodes=nodes
+    )
     return estimator.options([Ask(number=0, replicas=replicas, rate=load.rate)])[0]()
 
 
@@ -370,7 +445,7 @@ def _latency(mean: float, quantiles: list[float], percentile: int) -> Latency:
     )
 
 
-def _max_model_len(model: ModelView, load: PlannedLoad, policy: PlannerPolicy) -> int:
+def longest_request(model: ModelView, load: PlannedLoad, policy: PlannerPolicy) -> int:
     """Return the longest prompt + output to serve: the p99 request, in the model's context."""
     longest = policy.longest_request_permille * (load.prompt + load.output) // 1000
     return min(model.context_length, max(policy.least_model_len, longest))

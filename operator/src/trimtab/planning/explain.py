@@ -12,9 +12,28 @@ from trimtab.planning.workload import PlannedLoad
 def describe_config(config: Config, *, replicas: int) -> str:
     """Return a configuration in words."""
     count = f"{replicas} replica{'s' if replicas != 1 else ''}"
-    threads = f"{config.threads} thread{'s' if config.threads != 1 else ''}"
     where = f"{config.product} ({config.cpu_model})" if config.cpu_model else config.product
-    return f"{count} of {threads} on {where} in {config.precision}"
+    split = [
+        f"{kind} parallel {size}"
+        for kind, size in (
+            ("tensor", config.tensor_parallel_size),
+            ("pipeline", config.pipeline_parallel_size),
+        )
+        if size > 1
+    ]
+    ranks = f" ({', '.join(split)})" if split else ""
+    return f"{count} of {devices_of(config, replicas=1)}{ranks} on {where} in {config.precision}"
+
+
+def devices_of(config: Config, *, replicas: int) -> str:
+    """Return what replicas take in words: ``3 threads``, ``1 GPU``."""
+    return counted(config.product, replicas * config.devices)
+
+
+def counted(product: str, count: int) -> str:
+    """Return a number of a product's devices in words; on ``cpu`` they are threads."""
+    word = "thread" if product == "cpu" else "GPU"
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def chosen(intent: IntentView, judged: Judged, load: PlannedLoad) -> str:
@@ -145,8 +164,8 @@ def _why_not(
     option = judged.option
     name = describe_config(option.config, replicas=option.replicas)
     if no_room or (best is None and judged.meets):
-        need = option.replicas * option.config.threads
-        return "NoCapacity", f"{name}: the nodes do not have {need} threads and the memory free."
+        need = devices_of(option.config, replicas=option.replicas)
+        return "NoCapacity", f"{name}: the nodes do not have {need} and the memory free."
     if best is None or not judged.meets:
         return _missing(intent, judged, name)
     if kept and (judged.score, judged.resources) < (best.score, best.resources):
@@ -177,8 +196,8 @@ def _costlier(name: str, option: Option, best: Option, e2e: tuple[int, int]) -> 
     mine, theirs = option.cost_per_hour_micro_usd, best.cost_per_hour_micro_usd
     if mine is not None and theirs is not None and mine != theirs:
         return f"{name}: {dollars(mine)} per hour against {dollars(theirs)}, {speed}."
-    threads = (option.replicas * option.config.threads, best.replicas * best.config.threads)
-    return f"{name}: reserves {threads[0]} threads against {threads[1]}, {speed}."
+    mine_words, theirs_words = (devices_of(o.config, replicas=o.replicas) for o in (option, best))
+    return f"{name}: reserves {mine_words} against {theirs_words}, {speed}."
 
 
 def _missed_cost(intent: IntentView, option: Option) -> str:

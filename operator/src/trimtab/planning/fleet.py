@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from trimtab.planning.capacity import Ledger
 from trimtab.planning.case import Case, acceptable, allowed, located, prepare
-from trimtab.planning.diagnose import Holders, Problem, price_unknown, unmet
-from trimtab.planning.explain import alternatives, binding, chosen
+from trimtab.planning.diagnose import Holders, Problem, left_out, price_unknown, unmet
+from trimtab.planning.explain import alternatives, binding, chosen, counted, devices_of
 from trimtab.planning.objectives import Judged, footprint
 from trimtab.planning.options import unmeasured
 from trimtab.planning.plan import FleetPlan, GroupPlan, IntentPlan, Reason, Verdict
@@ -183,7 +183,7 @@ def _prepared(
 
 def _fleet(snapshot: FleetSnapshot) -> Ledger:
     """Return the nodes without what runs for intents that this round does not decide about."""
-    ledger = Ledger(snapshot.pools)
+    ledger = Ledger(snapshot.pools, snapshot.gpu_pools)
     decided = {intent.uid for intent in snapshot.intents if intent.model is not None}
     ours = {_place(a) for a in snapshot.assignments if a.intent_uid in decided}
     others = [a for a in snapshot.assignments if _place(a) not in ours]
@@ -311,7 +311,7 @@ def _explained(
     pick = picks.get(intent.uid)
     holders = _holders(intent, picks, snapshot)
     problem = _problem(case, pick, holders, fleet)
-    message = problem.message if problem else ""
+    message = f"{problem.message}{left_out(problem, snapshot)}" if problem else ""
     if pick is not None and load is not None:
         said = chosen(intent, pick.judged, load)
         message = f"{message} Served nearest: {said}" if message else said
@@ -397,18 +397,20 @@ def _holders(intent: IntentView, picks: Mapping[str, Pick], snapshot: FleetSnaps
     mine = sorted((o.name, o.uid) for o in others if o.namespace == intent.namespace)
     return Holders(
         names=tuple(name for name, _ in mine),
-        threads=tuple(_threads(uid, picks, snapshot) for _, uid in mine),
+        held=tuple(_held(uid, picks, snapshot) for _, uid in mine),
         elsewhere=sum(o.namespace != intent.namespace for o in others),
         all_serve=all(o.uid in serving for o in others),
     )
 
 
-def _threads(uid: str, picks: Mapping[str, Pick], snapshot: FleetSnapshot) -> int:
-    """Return the threads that an intent has by plan, else by its pods."""
+def _held(uid: str, picks: Mapping[str, Pick], snapshot: FleetSnapshot) -> str:
+    """Return the devices that an intent has by plan, else by its pods, in words."""
     if uid in picks:
         option = picks[uid].judged.option
-        return option.replicas * option.config.threads
-    return sum(a.replicas * a.config.threads for a in snapshot.assignments if a.intent_uid == uid)
+        return devices_of(option.config, replicas=option.replicas)
+    mine = [a for a in snapshot.assignments if a.intent_uid == uid]
+    product = mine[0].config.product if mine else "cpu"
+    return counted(product, sum(a.replicas * a.config.devices for a in mine))
 
 
 def _unpriced(case: Case) -> Problem | None:
@@ -427,10 +429,9 @@ def _notes(case: Case, pick: Pick | None, snapshot: FleetSnapshot) -> tuple[str,
         dated = snapshot.prices.dated
         notes.append(f"Costs use prices dated {dated}." if dated else "The prices carry no date.")
     if pick is not None and pick.judged.option.cost_per_hour_micro_usd is None:
-        notes.append(
-            "No cost is shown: add cpuHour and memoryGiBHour to prices.yaml in ConfigMap "
-            "trimtab-prices."
-        )
+        on_cpu = pick.judged.option.config.product == "cpu"
+        keys = "cpuHour and memoryGiBHour" if on_cpu else "gpuHour"
+        notes.append(f"No cost is shown: add {keys} to prices.yaml in ConfigMap trimtab-prices.")
     model = case.intent.model
     if pick is not None and model is not None:
         precision = pick.judged.option.config.precision

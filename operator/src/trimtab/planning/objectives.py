@@ -11,6 +11,8 @@ from trimtab.planning.workload import PlannedLoad
 
 _GIB = 2**30
 _MOST_LOSS = 5.0
+_GPU_THREADS = 100
+"""Threads that cost as much as a GPU, where neither has a price: 4 USD an hour beside 4 cents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ def judge(
         intent: Whose objective counts.
         option: What is judged.
         load: What is planned for.
-        priced: Compare costs in money; otherwise by reserved threads and memory.
+        priced: Compare costs in money; otherwise by reserved devices and memory.
         policy: Headroom and usability limits.
     """
     requirements = {
@@ -76,9 +78,12 @@ def judge(
 
 
 def resource_score(option: Option, *, priced: bool) -> float:
-    """Return micro-USD per hour, or reserved threads and memory in their usual ratio of prices."""
+    """Return micro-USD per hour, or reserved devices and memory in their usual ratio of prices."""
     if priced and option.cost_per_hour_micro_usd is not None:
         return float(option.cost_per_hour_micro_usd)
+    if option.config.product != "cpu":
+        # Whole GPUs are what is reserved; their nodes' memory comes with them.
+        return float(option.replicas * option.config.devices * _GPU_THREADS)
     per_replica = option.config.threads + option.memory_bytes / _GIB / 8
     return option.replicas * per_replica
 
@@ -123,10 +128,10 @@ def prune(ranked: Sequence[Judged], *, policy: PlannerPolicy) -> list[Judged]:
 
 
 def footprint(judged: Judged) -> tuple[object, ...]:
-    """Return a sort key that puts the option with the fewest threads, then least memory, first."""
+    """Return a sort key that puts the option with the fewest devices, then least memory, first."""
     option = judged.option
     return (
-        option.replicas * option.config.threads,
+        option.replicas * option.config.devices,
         option.replicas * option.memory_bytes,
         *judged.order,
     )
@@ -216,8 +221,10 @@ def _dominates(a: Judged, b: Judged) -> bool:
     mine, yours = a.option, b.option
     return (
         a.resources <= b.resources
+        # Where one product is scarce, another is what is left.
+        and mine.config.product == yours.config.product
         # What is cheaper may still be larger, and in the way where machines are scarce.
-        and mine.replicas * mine.config.threads <= yours.replicas * yours.config.threads
+        and mine.replicas * mine.config.devices <= yours.replicas * yours.config.devices
         and mine.replicas * mine.memory_bytes <= yours.replicas * yours.memory_bytes
         and one.ttft.percentile_us <= two.ttft.percentile_us
         and one.tpot.percentile_us <= two.tpot.percentile_us

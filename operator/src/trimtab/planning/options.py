@@ -1,14 +1,22 @@
 """Which configurations an intent allows and the engine can run, and how many replicas are tried."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from typing import Final
 
-from trimtab.planning.estimate import evaluate
-from trimtab.planning.plan import Alternative, Lost, Option
+from trimtab.planning.estimate import evaluate, gpu_source, longest_request
+from trimtab.planning.gpus import (
+    gpu_bytes,
+    gpu_configs,
+    gpu_memory,
+    largest_node,
+    too_large,
+)
+from trimtab.planning.plan import Alternative, Lost, Option, Reason
 from trimtab.planning.policy import PlannerPolicy
-from trimtab.planning.precision import loses_accuracy
+from trimtab.planning.precision import compute_precision, loses_accuracy
 from trimtab.planning.snapshot import (
     Assignment,
     Config,
@@ -17,12 +25,22 @@ from trimtab.planning.snapshot import (
     IntentView,
     ModelView,
 )
-from trimtab.planning.workload import PlannedLoad
+from trimtab.planning.workload import PlannedLoad, planned_load
 
 _MOST_STEPS = 16
 _AT_ONCE = 4
 # A replica that is used less than this, per mille, and gains nothing will not be satisfied by more.
 _IDLE = 50
+_NOT_PINS: Final[Mapping[str, Reason]] = {
+    "NoFit": "NoFit",
+    "NoCapacity": "NoCapacity",
+    "NoEstimate": "NoEstimate",
+}
+"""Why configurations are refused that no pin excludes, and what that is called of an intent."""
+_LARGER: Final = (
+    "Allow more GPUs per replica, a precision of fewer bytes or another product in "
+    "spec.constraints, or add nodes with more or larger GPUs."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +51,8 @@ class Space:
     refused: tuple[Alternative, ...]
     problem: str
     """Why no configuration is left; empty where one is."""
+    reason: Reason = "ConstraintsExcludeAll"
+    """What kind of problem that is."""
 
 
 def considered(
@@ -72,9 +92,9 @@ def space(
     intent: IntentView, model: ModelView, *, snapshot: FleetSnapshot, policy: PlannerPolicy
 ) -> Space:
     """Return the configurations within pins, engine capabilities and the fleet's machines."""
-    threads = _threads_by_model(snapshot)
     offered = sorted(
-        {pool.product for pool in snapshot.pools} & set(snapshot.capabilities.products)
+        ({pool.product for pool in snapshot.pools} & set(snapshot.capabilities.products))
+        | {pool.product for pool in snapshot.gpu_pools}
     )
     pins = intent.constraints
     products = [p for p in offered if pins.gpu_products is None or p in pins.gpu_products]
@@ -88,32 +108,92 @@ def space(
         )
     configs: list[Config] = []
     refused: list[Alternative] = []
-    shapes = product(
-        sorted(threads),
-        considered(intent, model, capabilities=snapshot.capabilities),
-        sorted(set(pins.tensor_parallel_sizes or (1,))),
-        sorted(set(pins.pipeline_parallel_sizes or (1,))),
-    )
-    for cpu_model, precision, tp, pp in shapes:
-        for count in (c for c in policy.thread_counts if c <= threads[cpu_model]):
-            config = Config(
-                product="cpu",
-                cpu_model=cpu_model,
-                precision=precision,
-                threads=count,
-                tensor_parallel_size=tp,
-                pipeline_parallel_size=pp,
+    for one in products:
+        found, not_these = _of_product(one, intent, model, snapshot=snapshot, policy=policy)
+        configs += found
+        refused += not_these
+    if configs or not refused:
+        return Space(configs=tuple(configs), refused=tuple(_one_each(refused)), problem="")
+    return _nothing_left(intent, model, refused, snapshot)
+
+
+def _of_product(
+    product: str,
+    intent: IntentView,
+    model: ModelView,
+    *,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+) -> tuple[list[Config], list[Alternative]]:
+    """Return what a product can run, and what it cannot.
+
+    Stages are tried in rising number until something can run: they never make a request faster
+    (planner.md §5), so a second stage is for what one stage cannot hold.
+    """
+    refused: list[Alternative] = []
+    for stages in _stages(product, intent, snapshot):
+        configs: list[Config] = []
+        for config in _shapes(
+            product, intent, model, stages=stages, snapshot=snapshot, policy=policy
+        ):
+            why = (
+                _unsupported(config, model, snapshot)
+                or _unproven(config, intent, model)
+                or _unfit(config, intent, model, snapshot=snapshot, policy=policy)
             )
-            why = _unsupported(config, model, snapshot) or _unproven(config, intent, model)
             if why is None:
                 configs.append(config)
             else:
                 refused.append(
                     Alternative(config=config, option=None, reason=why[0], why_not=why[1])
                 )
-    if configs or not refused:
-        return Space(configs=tuple(configs), refused=tuple(_one_each(refused)), problem="")
-    caps = snapshot.capabilities
+        if configs:
+            return configs, refused
+    return [], refused
+
+
+def _stages(product: str, intent: IntentView, snapshot: FleetSnapshot) -> list[int]:
+    """Return the numbers of pipeline stages to try; on ``cpu`` one, unless others are asked for."""
+    pinned = intent.constraints.pipeline_parallel_sizes
+    # All stages of a pod share its node's memory: on cpu they hold no more than one does.
+    usual = (1,) if product == "cpu" else snapshot.capabilities.pipeline_parallel_sizes
+    return sorted(set(pinned or usual))
+
+
+def _shapes(
+    product: str,
+    intent: IntentView,
+    model: ModelView,
+    *,
+    stages: int,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+) -> Iterator[Config]:
+    pins = intent.constraints
+    precisions = considered(intent, model, capabilities=snapshot.capabilities)
+    if product != "cpu":
+        sizes = pins.tensor_parallel_sizes or snapshot.capabilities.tensor_parallel_sizes
+        yield from gpu_configs(product, stages=stages, precisions=precisions, sizes=sizes)
+        return
+    threads = _threads_by_model(snapshot)
+    ranks = sorted(set(pins.tensor_parallel_sizes or (1,)))
+    for cpu_model, precision, tp in itertools.product(sorted(threads), precisions, ranks):
+        for count in (c for c in policy.thread_counts if c <= threads[cpu_model]):
+            yield Config(
+                product="cpu",
+                cpu_model=cpu_model,
+                precision=precision,
+                threads=count,
+                tensor_parallel_size=tp,
+                pipeline_parallel_size=stages,
+            )
+
+
+def _nothing_left(
+    intent: IntentView, model: ModelView, refused: Sequence[Alternative], snapshot: FleetSnapshot
+) -> Space:
+    """Return the space of an intent of which every configuration is refused."""
+    pins, caps = intent.constraints, snapshot.capabilities
     if any(one.reason == "AccuracyLoss" for one in refused):
         reasons = " ".join(one.why_not for one in _one_each(refused))
         remedy = (
@@ -123,6 +203,17 @@ def space(
             configs=(),
             refused=tuple(_one_each(refused)),
             problem=f"{_object(intent)}: {reasons} {remedy}",
+        )
+    blocked = [one for one in refused if one.reason in _NOT_PINS]
+    if blocked:
+        # What comes last is spread over the most GPUs.
+        last = blocked[-1]
+        remedy = "" if last.reason == "NoEstimate" else f" {_LARGER}"
+        return Space(
+            configs=(),
+            refused=tuple(_one_each(refused)),
+            problem=f"{_object(intent)}: {last.why_not}{remedy}",
+            reason=_NOT_PINS[last.reason],
         )
     if refused[0].reason == "PrecisionUnsupported":
         pinned = pins.precisions or (f"{model.precision} (the checkpoint's own)",)
@@ -243,6 +334,7 @@ def running_option(
         load=load,
         snapshot=snapshot,
         policy=policy,
+        nodes=assignment.nodes,
     )
 
 
@@ -294,21 +386,69 @@ def _unsupported(
 
 def _indivisible(config: Config, model: ModelView) -> str | None:
     """Return why a model or its threads do not divide over the ranks of a replica."""
-    ranks = config.tensor_parallel_size
+    ranks, stages = config.tensor_parallel_size, config.pipeline_parallel_size
     heads, kv_heads = model.architecture.attention_heads, model.architecture.kv_heads
-    if config.pipeline_parallel_size > 1:
-        return (
-            f"Pipeline parallel size {config.pipeline_parallel_size} cannot be predicted: "
-            "fingerprints measure one stage."
-        )
+    if model.depth % stages:
+        return f"Pipeline parallel size {stages} does not divide the model's {model.depth} layers."
     if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
         return (
             f"Tensor parallel size {ranks} does not divide the model's {heads} attention heads and "
             f"{kv_heads} key heads."
         )
-    if config.threads % ranks:
-        return f"Tensor parallel size {ranks} does not divide {config.threads} threads."
+    if config.product == "cpu" and config.threads % (ranks * stages):
+        return (
+            f"Pipeline parallel size {stages} with tensor parallel size {ranks} does not divide "
+            f"{config.threads} threads."
+            if stages > 1
+            else f"Tensor parallel size {ranks} does not divide {config.threads} threads."
+        )
     return None
+
+
+def _unfit(
+    config: Config,
+    intent: IntentView,
+    model: ModelView,
+    *,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+) -> tuple[Lost, str] | None:
+    """Return why a group of GPUs cannot hold the model, or is on no node; None if it can, and on cpu."""
+    if config.product == "cpu":
+        return None
+    most = largest_node(snapshot, config.product)
+    if config.devices > most:
+        return (
+            "NoCapacity",
+            (
+                f"A replica of {config.devices} GPUs needs them on one node, but the most "
+                f"{config.product} that one node has free of other use is {most}."
+            ),
+        )
+    source = gpu_source(model, config, snapshot=snapshot, policy=policy)
+    if source is None:
+        return (
+            "NoEstimate",
+            (
+                f"No step times of {config.precision} on {config.product} are known, measured, "
+                "from a catalogue or from a data sheet. Import a fingerprint of it, or allow another "
+                "product in spec.constraints.gpuProducts."
+            ),
+        )
+    size = gpu_bytes(snapshot.gpu_pools, config.product)
+    memory = gpu_memory(
+        model.architecture,
+        config,
+        depth=model.depth,
+        gpu_bytes=size,
+        kv_precision=compute_precision(config.precision),
+        block_tokens=snapshot.capabilities.block_tokens,
+        fingerprint=source,
+        policy=policy,
+    )
+    load = planned_load(intent.load, context_length=model.context_length, policy=policy)
+    why = too_large(memory, config, longest=longest_request(model, load, policy), gpu_bytes=size)
+    return None if why is None else ("NoFit", why)
 
 
 def _unproven(config: Config, intent: IntentView, model: ModelView) -> tuple[Lost, str] | None:
@@ -337,7 +477,7 @@ def _unproven(config: Config, intent: IntentView, model: ModelView) -> tuple[Los
     )
 
 
-def _one_each(refused: list[Alternative]) -> Iterator[Alternative]:
+def _one_each(refused: Iterable[Alternative]) -> Iterator[Alternative]:
     """Yield one refused option per sentence: thread counts add nothing to it."""
     seen: set[str] = set()
     for alternative in refused:

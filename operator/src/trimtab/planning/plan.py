@@ -31,6 +31,7 @@ Lost = Literal[
     "OverBudget",
     "Overloaded",
     "NoFit",
+    "NoEstimate",
     "NoCapacity",
     "SwitchingCost",
     "PriceUnknown",

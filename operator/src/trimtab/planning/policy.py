@@ -90,6 +90,21 @@ class PlannerPolicy:
     cpu_max_batch_tokens: int = 512
     cpu_max_sequences: int = 32
 
+    # Limits of the engine's scheduler on GPUs that the planner sets: tokens per step (vLLM's on large
+    # GPUs) and sequences.
+    gpu_max_batch_tokens: int = 8192
+    gpu_max_sequences: int = 256
+    # §5: share of a GPU's memory that the engine takes (vLLM from 0.22 on), per mille; what an
+    # unmeasured model needs beside weights and KV on a GPU, with 5 % of the weights (KAITO); bytes.
+    gpu_memory_permille: int = 920
+    unmeasured_gpu_bytes: int = 2_469_606_195
+    # Host memory of one rank beside its weights: interpreter, torch, CUDA; bytes, decision.
+    gpu_rank_host_bytes: int = 3 * 2**30
+    # Handing a step on to the next pipeline stage and back, per stage boundary, µs: loopback on CPU,
+    # a peer copy on GPUs. Decision, until measured.
+    cpu_stage_us: int = 1_000
+    gpu_stage_us: int = 100
+
     # §9, sharing. Planned rates of a group's members ÷ their capacities alone, summed; a member of a
     # running group stays up to the second figure, so that a little load more moves nobody. Per
     # mille, §9 and decision.

@@ -59,6 +59,14 @@ PEAKS: Final[Mapping[str, Peak]] = {
     "NVIDIA-H200": Peak(flops_per_us=989e6, bytes_per_us=4.8e6, link_bytes_per_us=0.45e6),
     "NVIDIA-B200": Peak(flops_per_us=2250e6, bytes_per_us=8e6, link_bytes_per_us=0.9e6),
     "NVIDIA-GB200": Peak(flops_per_us=2500e6, bytes_per_us=8e6, link_bytes_per_us=0.9e6),
+    "NVIDIA-A100-SXM4-40GB": Peak(
+        flops_per_us=312e6, bytes_per_us=1.555e6, link_bytes_per_us=0.3e6
+    ),
+    "NVIDIA-A10G": Peak(flops_per_us=70e6, bytes_per_us=0.6e6, link_bytes_per_us=0.032e6),
+    "NVIDIA-L4": Peak(flops_per_us=121e6, bytes_per_us=0.3e6, link_bytes_per_us=0.032e6),
+    "AMD_Instinct_MI300X_OAM": Peak(
+        flops_per_us=1307e6, bytes_per_us=5.3e6, link_bytes_per_us=0.448e6
+    ),
     "NVIDIA-L40S": Peak(flops_per_us=362e6, bytes_per_us=0.864e6, link_bytes_per_us=0.032e6),
 }
 """Products by normalised name; figures of the makers' data sheets, without sparsity."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from trimtab.planning.case import Case
 from trimtab.planning.objectives import Judged, resource_score
-from trimtab.planning.plan import GroupPlan
+from trimtab.planning.plan import GroupPlan, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.replan import keeps, switching_cost, was_edited
 from trimtab.planning.shared_worker import beside, split_cost
@@ -52,17 +52,8 @@ def share(
         judged = _preferred(case, snapshot=snapshot, policy=policy)
         if judged is None:
             continue
-        if judged.option.replicas != 1:
-            apart[case.intent.uid] = (
-                f"SeveralReplicas: its load needs {judged.option.replicas} replicas, and a shared "
-                "worker is one."
-            )
-            continue
-        ranks = judged.option.config.tensor_parallel_size
-        if ranks > 1:
-            apart[case.intent.uid] = (
-                f"TensorParallel: its best option has {ranks} ranks, between which no weights are lent."
-            )
+        if (why := _alone(judged.option)) is not None:
+            apart[case.intent.uid] = why
             continue
         key: _Key = (case.intent.namespace, replace(judged.option.config, precision=""))
         found.setdefault(key, []).append(Candidate(case=case, judged=judged))
@@ -86,6 +77,24 @@ def share(
     together = {m.uid for w in workers if len(w.members) > 1 for m in w.members}
     apart = {uid: why for uid, why in apart.items() if uid not in together}
     return Sharing(workers=tuple(workers), apart=apart)
+
+
+def _alone(option: Option) -> str | None:
+    """Return why an option is of a worker that shares with nobody, None if it may share."""
+    config = option.config
+    if option.replicas != 1:
+        return f"SeveralReplicas: its load needs {option.replicas} replicas, and a shared worker is one."
+    ranks = config.tensor_parallel_size * config.pipeline_parallel_size
+    if ranks > 1:
+        return (
+            f"TensorParallel: its best option has {ranks} ranks, between which no weights are lent."
+        )
+    if config.product != "cpu":
+        return (
+            f"OnGPU: its best option runs on {config.product}, and workers on GPUs are not shared "
+            "yet."
+        )
+    return None
 
 
 def _differ(mine: Config, theirs: Config) -> str:

@@ -119,6 +119,54 @@ class CpuPool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuPool:
+    """One node's GPUs that plans may use: healthy and whole, minus what others' pods request.
+
+    A node is here or among the CPU pools, never in both: its CPUs and memory feed its GPUs.
+
+    Attributes:
+        node: Its name.
+        product: As labelled, such as ``NVIDIA-H100-80GB-HBM3``.
+        gpus: How many.
+        gpu_memory_bytes: Of each.
+        memory_bytes: Host memory that others leave.
+    """
+
+    node: str
+    product: str
+    gpus: int
+    gpu_memory_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A node whose GPUs no plan uses, and why, as the end of "… are left out because"."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceScore:
+    """How slow one GPU is beside the median of its product, per mille (placement.md §2).
+
+    Attributes:
+        device: Unique in the fleet.
+        node: Where it is.
+        product: As in `GpuPool`.
+        compute_permille: On work bound by compute, as prompts are.
+        memory_permille: On work bound by memory, as decoding is.
+    """
+
+    device: str
+    node: str
+    product: str
+    compute_permille: int = 1000
+    memory_permille: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCapabilities:
     """What the engine can run, as it publishes it; an option beyond it is never chosen."""
 
@@ -165,6 +213,18 @@ class Config:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
 
+    @property
+    def devices(self) -> int:
+        """Devices of one replica: GPUs, on ``cpu`` threads."""
+        if self.product == "cpu":
+            return self.threads
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def pool(self) -> str:
+        """What its nodes have in common: the product, on ``cpu`` the CPU model."""
+        return self.cpu_model if self.product == "cpu" else self.product
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
@@ -190,6 +250,7 @@ class FleetSnapshot:
     """Everything ``plan_fleet`` reads. The order of the tuples does not matter.
 
     ``headroom_models`` is for how many more models a sharing group's worker reserves memory.
+    ``left_out`` are nodes whose GPUs are not planned on; ``scores`` are those that can be trusted.
     """
 
     intents: tuple[IntentView, ...]
@@ -201,3 +262,6 @@ class FleetSnapshot:
     assignments: tuple[Assignment, ...] = ()
     gateway_overhead_us: int = 0
     headroom_models: int = 1
+    gpu_pools: tuple[GpuPool, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    scores: tuple[DeviceScore, ...] = ()

@@ -16,7 +16,14 @@ from trimtab.planning.plan import FingerprintNeed, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import price_for
-from trimtab.planning.snapshot import Config, CpuPool, FleetSnapshot, IntentView, ModelView
+from trimtab.planning.snapshot import (
+    Config,
+    CpuPool,
+    FleetSnapshot,
+    GpuPool,
+    IntentView,
+    ModelView,
+)
 from trimtab.planning.workload import PlannedLoad
 
 
@@ -98,22 +105,31 @@ class Surveys:
 def is_priced(snapshot: FleetSnapshot) -> bool:
     """Tell whether all machines have a price.
 
-    One unpriced CPU model makes money incomparable, unless money is what the objective is about.
+    One unpriced machine makes money incomparable, unless money is what the objective is about.
     """
     prices = snapshot.prices
     models = {pool.cpu_model for pool in snapshot.pools}
-    return prices.memory_gib_hour_micro_usd is not None and all(
-        price_for(prices.cpu_hour, m) is not None for m in models
+    products = {pool.product for pool in snapshot.gpu_pools}
+    return (not models or prices.memory_gib_hour_micro_usd is not None) and all(
+        price_for(book, name) is not None
+        for book, names in ((prices.cpu_hour, models), (prices.gpu_hour, products))
+        for name in names
     )
 
 
 def _world(snapshot: FleetSnapshot) -> FleetSnapshot:
     """Return all that predictions are made from, and of the machines only which kinds there are."""
     kinds = sorted({(pool.product, pool.cpu_model) for pool in snapshot.pools})
+    gpus = sorted({(pool.product, pool.gpu_memory_bytes) for pool in snapshot.gpu_pools})
     return replace(
         snapshot,
         intents=(),
         assignments=(),
+        left_out=(),
+        gpu_pools=tuple(
+            GpuPool(node="", product=product, gpus=0, gpu_memory_bytes=size, memory_bytes=0)
+            for product, size in gpus
+        ),
         pools=tuple(
             CpuPool(node="", product=product, cpu_model=model, millicores=0, memory_bytes=0)
             for product, model in kinds
@@ -153,9 +169,13 @@ def _survey(
     needs = [
         (one, _need(model, one.option, key.digest()))
         for one, source in zip(unloaded, estimator.sources, strict=True)
-        if (key := key_for(model, one.option.config, capabilities=snapshot.capabilities))
-        != source.fingerprint.key
-        or source.fingerprint.source == "Roofline"
+        # Jobs measure on cpu; fingerprints of GPUs are imported or derived.
+        if one.option.config.product == "cpu"
+        and (
+            (key := key_for(model, one.option.config, capabilities=snapshot.capabilities))
+            != source.fingerprint.key
+            or source.fingerprint.source == "Roofline"
+        )
     ]
     return Survey(
         every=tuple(judged(option, load) for walk in walks for option in walk.found),
@@ -171,7 +191,7 @@ def _need(model: ModelView, option: Option, key: str) -> FingerprintNeed:
         architecture=model.architecture,
         product=config.product,
         cpu_model=config.cpu_model,
-        threads=config.threads,
+        threads=config.threads // config.pipeline_parallel_size,
         precision=config.precision,
         kv_precision=compute_precision(config.precision),
         tensor_parallel_size=config.tensor_parallel_size,

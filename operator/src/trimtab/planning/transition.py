@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.replan import Cause, Running, Step
-from trimtab.planning.snapshot import Config, CpuPool
+from trimtab.planning.snapshot import Config, CpuPool, GpuPool
 
 # The most urgent first; what a target misses comes before what is merely better.
 _URGENCY: Mapping[Cause, int] = {
@@ -46,16 +46,16 @@ class Candidate:
 
 def devices(config: Config) -> int:
     """Return how many devices one replica takes: GPUs, on ``cpu`` threads."""
-    if config.product == "cpu":
-        return config.threads
-    return config.tensor_parallel_size * config.pipeline_parallel_size
+    return config.devices
 
 
-def devices_by_product(pools: Iterable[CpuPool]) -> dict[str, int]:
+def devices_by_product(pools: Iterable[CpuPool], gpus: Iterable[GpuPool] = ()) -> dict[str, int]:
     """Return how many whole devices the fleet has, by product."""
     found: dict[str, int] = {}
     for pool in pools:
         found[pool.product] = found.get(pool.product, 0) + pool.millicores // 1000
+    for node in gpus:
+        found[node.product] = found.get(node.product, 0) + node.gpus
     return found
 
 
