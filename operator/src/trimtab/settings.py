@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from trimtab.observe.gpus import RESOURCES
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(
@@ -82,6 +84,8 @@ class Settings(BaseSettings):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8002
 
     worker_image: str = "trimtab-worker:latest"
+    gpu_images: dict[str, str] = Field(default_factory=dict)
+    """Images of workers by the resource of their GPUs; GPUs without one are not planned on."""
     pod_defaults: PodDefaults = PodDefaults()
     sources: Sources = Sources()
 
@@ -112,6 +116,16 @@ class Settings(BaseSettings):
 
     network_error_seconds: Annotated[float, Field(gt=0)] = 600.0
     """How long kopf's own requests are repeated before the process ends; tests shorten it."""
+
+    @field_validator("gpu_images")
+    @classmethod
+    def _known(cls, images: dict[str, str]) -> dict[str, str]:
+        for resource in images:
+            if resource not in RESOURCES:
+                raise ValueError(
+                    f"worker.gpuImages has key {resource!r}; name one of {', '.join(RESOURCES)}."
+                )
+        return images
 
     @property
     def image(self) -> str:

@@ -14,6 +14,7 @@ from trimtab.api.v1alpha1.names import (
     OWNER_UID_LABEL,
 )
 from trimtab.observe.digests import digest
+from trimtab.observe.gpus import NodeGpus, of_node
 from trimtab.observe.quantities import QuantityError, byte_count, millicores
 
 Uid = NewType("Uid", str)
@@ -134,6 +135,8 @@ class NodeRecord(Record):
     allocatable_millicores: int
     allocatable_bytes: int
     cpu_model: str
+    gpus: NodeGpus | None = None
+    """None where it has none."""
 
 
 CPU_MODEL_LABELS: Final = (f"{GROUP}/cpu-model", "feature.node.kubernetes.io/cpu-model.name")
@@ -312,13 +315,18 @@ def node(body: Body) -> NodeRecord:
     )
     ready, cordoned = _true(conditions.get("Ready")), bool(spec.get("unschedulable"))
     common = _common(body)
+    gpus = of_node(labels, allocatable)
     return NodeRecord(
         # A node's status changes every few minutes; only what planning reads is a change.
-        **(common | {"fingerprint": digest([cpu, memory, taints, labels, ready, cordoned])}),
+        **(
+            common
+            | {"fingerprint": digest([cpu, memory, taints, labels, ready, cordoned, repr(gpus)])}
+        ),
         ready=ready,
         cordoned=cordoned,
         taints=taints,
         allocatable_millicores=cpu,
         allocatable_bytes=memory,
         cpu_model=next((labels[key] for key in CPU_MODEL_LABELS if labels.get(key)), ""),
+        gpus=gpus,
     )

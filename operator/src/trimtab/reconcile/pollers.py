@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,7 @@ from trimtab.kube.resources import CONFIG_MAP, POD
 from trimtab.observe.capabilities import newest
 from trimtab.observe.intents import Shown
 from trimtab.observe.loads import seen_by
-from trimtab.observe.quantities import QuantityError, byte_count, millicores
+from trimtab.observe.requests import Requested, requests
 from trimtab.observe.traffic import FEWEST_REQUESTS, Traffic, merge, two_digits
 from trimtab.observe.workers import (
     SERVING_STATES,
@@ -28,7 +29,7 @@ from trimtab.reconcile.inferenceintent.status import judged_at_percentile
 from trimtab.reconcile.snapshot import declared_load, parse_intent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from trimtab.kube.client import KubeClient
     from trimtab.observe.records import IntentRecord, PodRecord
@@ -383,7 +384,7 @@ class ForeignPoller:
 
     async def step(self) -> None:
         """List once."""
-        used: dict[str, tuple[int, int]] = {}
+        used: dict[str, Requested] = {}
         async for pod in self._client.items(
             POD, field_selector="status.phase!=Succeeded,status.phase!=Failed"
         ):
@@ -392,34 +393,11 @@ class ForeignPoller:
             ours = labels.get(PART_OF_LABEL) == "trimtab"
             if not node or (ours and labels.get(COMPONENT_LABEL) in _PLANNED_COMPONENTS):
                 continue
-            cpu, memory = requests(pod.get("spec") or {})
+            asked = requests(pod.get("spec") or {})
             # Operator and gateway ask for tenths of a core: counted, they would cost a small node a
             # whole thread set. `operator.cpuReserveMillicores` keeps threads back for them.
-            cpu = 0 if ours else cpu
-            before = used.get(node, (0, 0))
-            used[node] = (before[0] + cpu, before[1] + memory)
+            asked = replace(asked, millicores=0) if ours else asked
+            used[node] = used.get(node, Requested()).plus(asked)
         if used != self._world.foreign:
             self._world.foreign = used
             self._replan()
-
-
-def requests(spec: Mapping[str, Any]) -> tuple[int, int]:
-    """Return a pod's requests as millicores and bytes: containers summed, init containers at most."""
-    running = _sum(c for c in spec.get("containers") or ())
-    starting = [_sum([c]) for c in spec.get("initContainers") or ()]
-    return (
-        max([running[0], *(s[0] for s in starting)]),
-        max([running[1], *(s[1] for s in starting)]),
-    )
-
-
-def _sum(containers: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
-    cpu = memory = 0
-    for container in containers:
-        asked = (container.get("resources") or {}).get("requests") or {}
-        try:
-            cpu += millicores(asked.get("cpu", "0"))
-            memory += byte_count(asked.get("memory", "0"))
-        except QuantityError:
-            continue
-    return cpu, memory

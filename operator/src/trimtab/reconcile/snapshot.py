@@ -13,6 +13,7 @@ from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL
 from trimtab.kube import names as object_names
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.inspections import INSPECTION_KEY, ModelFacts, parse_verdict
+from trimtab.observe.requests import Requested
 from trimtab.observe.volumes import nodes_of
 from trimtab.planning.accuracy import TEXT_DIGEST, AccuracyInvalidError
 from trimtab.planning.accuracy import parse as parse_accuracy
@@ -28,6 +29,7 @@ from trimtab.planning.snapshot import (
     Load,
     Targets,
 )
+from trimtab.reconcile.gpus import gpu_pools, tolerations
 from trimtab.reconcile.group.rollout import GroupRollout
 from trimtab.reconcile.inferenceintent import jobs
 from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
@@ -56,8 +58,8 @@ class Surroundings:
 
     prices: PriceBook = field(default_factory=PriceBook)
     capabilities: EngineCapabilities
-    foreign: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Requests of others' pods by node: millicores and bytes."""
+    foreign: Mapping[str, Requested] = field(default_factory=dict)
+    """Requests of others' pods by node."""
     ages: Mapping[str, int] = field(default_factory=dict)
     """Seconds that each intent's configuration is in force, by uid."""
     gateway_overhead_us: int = 0
@@ -74,9 +76,18 @@ def fleet_snapshot(
         view = _view(record, caches, loads=loads, settings=settings, volumes=surroundings.volumes)
         if view is not None:
             views.append(view)
+    gpus, left_out = gpu_pools(
+        caches.nodes,
+        foreign=surroundings.foreign,
+        usable={n.name: usable(n, settings=settings, gpus=True) for n in caches.nodes},
+        settings=settings,
+    )
+    fed = frozenset(pool.node for pool in gpus)
     return FleetSnapshot(
         intents=tuple(views),
-        pools=_pools(caches, settings=settings, surroundings=surroundings),
+        pools=_pools(caches, fed, settings=settings, surroundings=surroundings),
+        gpu_pools=gpus,
+        left_out=left_out,
         capabilities=surroundings.capabilities,
         fingerprints=fingerprints(caches, settings=settings),
         prices=surroundings.prices,
@@ -274,17 +285,18 @@ def _constraints(intent: InferenceIntent) -> Constraints:
 
 
 def _pools(
-    caches: Caches, *, settings: Settings, surroundings: Surroundings
+    caches: Caches, fed: frozenset[str], *, settings: Settings, surroundings: Surroundings
 ) -> tuple[CpuPool, ...]:
+    """Return the CPUs that plans may use; those of ``fed`` nodes feed GPUs."""
     models = cpu_models(caches, settings=settings)
     usual = Counter(models.values()).most_common(1)
     pools = []
     for node in sorted(caches.nodes, key=lambda n: n.name):
-        if not usable(node, settings=settings):
+        if node.name in fed or not usable(node, settings=settings):
             continue
-        millicores, memory = surroundings.foreign.get(node.name, (0, 0))
+        theirs = surroundings.foreign.get(node.name, Requested())
         # Others' use is rounded up: a pod of 10 millicores more is no reason to plan anew.
-        used = -(-millicores // _STEP_MILLICORES) * _STEP_MILLICORES
+        used = -(-theirs.millicores // _STEP_MILLICORES) * _STEP_MILLICORES
         free = node.allocatable_millicores - used - settings.cpu_reserve_millicores
         pools.append(
             CpuPool(
@@ -293,18 +305,21 @@ def _pools(
                 or models.get(node.name, "")
                 or (usual[0][0] if usual else ""),
                 millicores=max(0, free),
-                memory_bytes=max(0, node.allocatable_bytes - memory),
+                memory_bytes=max(0, node.allocatable_bytes - theirs.memory_bytes),
             )
         )
     return tuple(pools)
 
 
-def usable(node: NodeRecord, *, settings: Settings) -> bool:
-    """Whether pods with podDefaults may run on a node."""
+def usable(node: NodeRecord, *, settings: Settings, gpus: bool = False) -> bool:
+    """Whether pods with podDefaults may run on a node; with ``gpus``, those that ask for its GPUs."""
     defaults = settings.pod_defaults
+    allowed = [*defaults.tolerations]
+    if gpus and node.gpus is not None:
+        allowed += tolerations(node.gpus.resource)
     matches = all(node.labels.get(k) == v for k, v in defaults.nodeSelector.items())
     tolerated = all(
-        any(_tolerates(toleration, taint) for toleration in defaults.tolerations)
+        any(_tolerates(toleration, taint) for toleration in allowed)
         for taint in node.taints
         # What node conditions put on shows in `ready` and `cordoned` as well.
         if not taint[0].startswith("node.kubernetes.io/")

@@ -111,7 +111,7 @@ class Stepper:
                 # One that is not taken must not hold up others.
                 waiting[record.uid] = found.step
         snapshot = self._current().snapshot
-        totals = devices_by_product(snapshot.pools) if snapshot else {}
+        totals = devices_by_product(snapshot.pools, snapshot.gpu_pools) if snapshot else {}
         admitted = waiting | admit(candidates.values(), totals=totals, policy=self._policy)
         before, self._steps = (
             self._steps,
@@ -261,7 +261,7 @@ class Stepper:
             return 0
         if self._ledger is None:
             pools = (replace(pool, millicores=_ANY_MILLICORES) for pool in snapshot.pools)
-            self._ledger = Ledger(pools)
+            self._ledger = Ledger(pools, snapshot.gpu_pools)
             for one in snapshot.assignments:
                 self._ledger.hold(one.config, one.nodes, memory_bytes=one.memory_bytes)
         return self._ledger.slots(option)

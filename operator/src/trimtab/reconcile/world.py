@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from trimtab.observe.caches import Caches
     from trimtab.observe.records import IntentRecord
+    from trimtab.observe.requests import Requested
     from trimtab.observe.traffic import Traffic
     from trimtab.observe.workers import EngineView, WorkerState
     from trimtab.planning.snapshot import EngineCapabilities
@@ -48,7 +49,7 @@ class World:
     gateway_overhead_us: int = 0
     prices: PriceBook = field(default_factory=PriceBook)
     price_problem: str = ""
-    foreign: dict[str, tuple[int, int]] = field(default_factory=dict)
+    foreign: dict[str, Requested] = field(default_factory=dict)
     fleet: FleetPlanner = field(init=False)
     fingerprints: FingerprintKeeper = field(init=False)
     accuracy: AccuracyKeeper = field(init=False)

@@ -15,6 +15,7 @@ from trimtab.api.v1alpha1.names import PLAN_DIGEST_ANNOTATION
 from trimtab.kube import names as object_names
 from trimtab.observe.capabilities import SHARED_PRESSURE
 from trimtab.observe.digests import digest
+from trimtab.planning.snapshot import Config
 from trimtab.reconcile.group.removal import ended, outdated
 from trimtab.reconcile.group.rollout import GroupRollout, Joined, Present, next_rollout
 from trimtab.reconcile.inferenceintent.children import (
@@ -233,7 +234,12 @@ def _placed(
     )
     worker = Worker(
         home=_home(group, served),
-        threads=rollout.threads,
+        config=Config(
+            product=rollout.product,
+            cpu_model=rollout.cpu_model,
+            precision="",
+            threads=rollout.threads,
+        ),
         memory_bytes=rollout.memory_bytes,
         host_bytes=rollout.host_bytes,
         drain_seconds=rollout.drain_seconds,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from trimtab.api.v1alpha1 import names
 from trimtab.kube import names as object_names
 from trimtab.observe.digests import digest
+from trimtab.reconcile import gpus
 from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
 from trimtab.reconcile.inferenceintent.sources import MODEL_ROOT
 from trimtab.reconcile.labels import Owner, labels
@@ -16,6 +17,7 @@ from trimtab.reconcile.pods import container, pod_spec, resources
 
 if TYPE_CHECKING:
     from trimtab.kube.resources import Manifest
+    from trimtab.planning.snapshot import Config
     from trimtab.reconcile.inferenceintent.rollout import Rollout
     from trimtab.reconcile.inferenceintent.sources import Mounted
     from trimtab.settings import Settings
@@ -63,7 +65,7 @@ class Worker:
 
     Attributes:
         home: Whose they are.
-        threads: Of the pod.
+        config: How it runs.
         memory_bytes: Of the pod.
         drain_seconds: How long running requests may take to end.
         nodes: That are preferred.
@@ -75,7 +77,7 @@ class Worker:
     """
 
     home: Home
-    threads: int
+    config: Config
     memory_bytes: int
     drain_seconds: int
     nodes: tuple[str, ...]
@@ -123,7 +125,7 @@ def build(placement: Placement) -> Built:
             selector=selector(owner),
             owners=(owner.reference(),),
         ),
-        threads=rollout.config.threads,
+        config=rollout.config,
         memory_bytes=rollout.memory_bytes,
         drain_seconds=rollout.drain_seconds,
         nodes=rollout.nodes,
@@ -186,17 +188,19 @@ def selector(owner: Owner) -> dict[str, str]:
 
 def _model_set(placement: Placement) -> Manifest:
     rollout = placement.rollout
-    ranks = rollout.config.tensor_parallel_size * rollout.config.pipeline_parallel_size
+    config = rollout.config
+    ranks = config.tensor_parallel_size * config.pipeline_parallel_size
+    cpu = config.product == "cpu"
+    # Of each rank; norms are on every one, and so may be most of a slab of waste. Plans for GPUs are
+    # of ranks to begin with, and leave no 2 % of a GPU.
+    slack = 102 if cpu and ranks > 1 else 100
     return {
         "v": 1,
         "revision": 1,
-        "device": "cpu",
-        "threads": max(1, rollout.config.threads // ranks),
+        "device": "cpu" if cpu else "cuda",
+        "threads": max(1, gpus.threads(config) // ranks),
         **_parallel(rollout),
-        # Of each rank; norms are on every one, and so may be most of a slab of waste.
-        "memory_bytes": rollout.arena_bytes
-        if ranks == 1
-        else -(-102 * rollout.arena_bytes // (100 * ranks)),
+        "memory_bytes": -(-slack * rollout.arena_bytes // (100 * ranks)),
         "max_model_len": rollout.max_model_len,
         "max_batch_tokens": rollout.max_batch_tokens,
         "max_seqs": rollout.max_seqs,
@@ -250,14 +254,14 @@ def _service(home: Home) -> Manifest:
 def pod_template(worker: Worker) -> Manifest:
     """Return the template of a worker's pods, without digest and without the model set's name."""
     settings, home = worker.settings, worker.home
-    threads = worker.threads
+    threads = gpus.threads(worker.config)
     command = ["python", "-m", "trimtab_workers.server"]
     command += ["--config", f"{CONFIG_FOLDER}/{MODELS_KEY}", "--model-root", MODEL_ROOT]
     command += ["--shutdown-timeout", str(worker.drain_seconds)]
     main = container(
         name="worker",
         defaults=settings.pod_defaults,
-        image=settings.image,
+        image=gpus.image(worker.config, settings),
         command=command,
         limits=resources(
             threads=threads, memory_bytes=worker.memory_bytes, disk_bytes=worker.host_bytes
@@ -294,7 +298,7 @@ def pod_template(worker: Worker) -> Manifest:
     ]
     if worker.nodes:
         spec["affinity"] = _prefer(worker.nodes)
-    return {"metadata": {"labels": dict(home.labels)}, "spec": spec}
+    return gpus.on_gpus({"metadata": {"labels": dict(home.labels)}, "spec": spec}, worker.config)
 
 
 def _serving() -> Manifest:

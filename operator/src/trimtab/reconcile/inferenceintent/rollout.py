@@ -68,9 +68,13 @@ def _sane(rollout: Rollout) -> bool:
     config = rollout.config
     sizes = dataclasses.asdict(rollout)
     del sizes["config"], sizes["nodes"]
-    counts = (config.threads, config.tensor_parallel_size, config.pipeline_parallel_size)
+    counts = [config.tensor_parallel_size, config.pipeline_parallel_size]
+    # Threads are chosen on cpu only.
+    counts += [config.threads] if config.product == "cpu" else []
     return (
-        all(type(size) is int and 0 <= size <= MOST for size in sizes.values())
+        type(config.threads) is int
+        and 0 <= config.threads <= MOST
+        and all(type(size) is int and 0 <= size <= MOST for size in sizes.values())
         and all(type(count) is int and 1 <= count <= MOST for count in counts)
         and config.precision in PRECISIONS
         and all(isinstance(t, str) for t in (config.product, config.cpu_model, *rollout.nodes))
