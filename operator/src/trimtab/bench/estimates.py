@@ -147,7 +147,7 @@ def _family(
             refused[size] = str(error)
             continue
         margins[size] = _margin(result, model, version=group.version, policy=policy)
-        profiling[size] = _profiling(model)
+        profiling[size] = profiling_ratio(model)
         peak = PEAKS.get(result.fingerprint.key.product)
         if peak is not None:
             fingerprint = gpu_roofline(
@@ -172,10 +172,15 @@ def _margin(result: Estimated, model: StepModel, *, version: str, policy: Planne
     return margin_permille(confidence.level, policy=policy)
 
 
-def _profiling(model: StepModel) -> float:
+def expected_ratio(fixed: float, layer: float, *, full: float) -> float:
+    """Return a full model's step over those of its 1- and 2-layer versions: full/(2F + 3h)."""
+    return full / (2 * fixed + 3 * layer)
+
+
+def profiling_ratio(model: StepModel) -> float:
     """Return the full model's time over that of its 1- and 2-layer versions, one decode step each."""
     step = StepWork(tokens=1, sampled=1, batch=1, kv_tokens=512)
     shallow = replace(model, kinds=tuple(replace(kind, layers=1) for kind in model.kinds))
     fixed = model.fixed_us(step)
     layer = shallow.step_us(step) - fixed
-    return model.step_us(step) / (2 * fixed + 3 * layer)
+    return expected_ratio(fixed, layer, full=model.step_us(step))

@@ -69,6 +69,10 @@ BENCHES: Final[Mapping[str, Bench]] = {
         module="trimtab.bench.planner_memory",
         doc="what is said to fit beside what did, on GPUs and in this engine at 1, 2 and all layers",
     ),
+    "planner-cost": Bench(
+        module="trimtab.bench.planner_cost",
+        doc="seconds times devices of a fingerprint beside those of the full model, same points",
+    ),
     "planner-scale": Bench(
         module="trimtab.bench.planner_scale",
         doc="how long a plan takes: one intent, and 200 intents on 2,000 slots, roomy and scarce",
