@@ -26,6 +26,9 @@ from trimtab.planning.snapshot import Assignment, Config, Constraints, Targets
 PARALLEL = replace(CAPABILITIES, tensor_parallel_sizes=(1, 2, 4), pipeline_parallel_sizes=(1, 2))
 BIG = (a_pool("n0", threads=16, gib=64), a_pool("n1", threads=16, gib=64))
 
+# One thread carries it without making requests wait; at LOAD its queue is too long to be usable.
+CALM = replace(LOAD, requests_per_second=0.05)
+
 
 def _measured(*, threads=(1, 2), **times):
     return tuple(
@@ -77,24 +80,27 @@ def test_two_targets_two_picks():
 
 def test_a_budget_is_kept_exactly():
     """TargetCost stays at or below the budget and takes the fastest within it."""
-    budget = plan_one(an_intent(objective="MinCost")).option.cost_per_hour_micro_usd
+    budget = plan_one(an_intent(objective="MinCost", load=CALM)).option.cost_per_hour_micro_usd
     targets = Targets(cost_per_hour_micro_usd=budget)
-    chosen = plan_one(an_intent(objective="TargetCost", targets=targets))
+    chosen = plan_one(an_intent(objective="TargetCost", targets=targets, load=CALM))
     assert chosen.verdict == "Planned"
     assert chosen.option.cost_per_hour_micro_usd <= budget
     richer = replace(targets, cost_per_hour_micro_usd=10 * budget)
-    faster = plan_one(an_intent(objective="TargetCost", targets=richer))
+    faster = plan_one(an_intent(objective="TargetCost", targets=richer, load=CALM))
     assert faster.option.predicted.e2e.mean_us < chosen.option.predicted.e2e.mean_us
 
 
 def test_a_target_per_million_tokens_counts_the_planned_load():
     """Cost per million output tokens at the planned load is what the target is compared with."""
-    cheap = plan_one(an_intent(objective="MinCost")).option
+    cheap = plan_one(an_intent(objective="MinCost", load=CALM)).option
     price = cheap.cost_per_million_output_tokens_micro_usd
     met = Targets(cost_per_million_output_tokens_micro_usd=price)
     missed = Targets(cost_per_million_output_tokens_micro_usd=price - 1)
-    assert plan_one(an_intent(objective="TargetCost", targets=met)).reason == "Chosen"
-    assert plan_one(an_intent(objective="TargetCost", targets=missed)).reason == "BudgetTooSmall"
+
+    def reason(targets):
+        return plan_one(an_intent(objective="TargetCost", targets=targets, load=CALM)).reason
+
+    assert (reason(met), reason(missed)) == ("Chosen", "BudgetTooSmall")
 
 
 def test_queueing_makes_the_percentile_worse_than_the_mean():
@@ -229,7 +235,7 @@ def test_serve_nearest_says_what_is_missed_and_what_is_served():
 
 def test_min_cost_without_prices_serves_the_fewest_threads_and_names_the_key():
     """Without a price MinCost is served with the least, PriceUnknown, and the key to add."""
-    found = plan_one(an_intent(objective="MinCost"), prices=None)
+    found = plan_one(an_intent(objective="MinCost", load=CALM), prices=None)
     assert (found.verdict, found.reason) == ("PlannedNearest", "PriceUnknown")
     assert _threads(found) == 1
     assert "cpuHour" in found.message

@@ -211,7 +211,7 @@ def test_a_founder_that_comes_back_takes_nobodys_name():
 
 def test_what_runs_in_a_group_stays_up_to_a_higher_load():
     """Between the limits for joining and for staying, a group neither forms nor breaks."""
-    pair = [busy(n, age=i, share=0.39) for i, n in enumerate("ab")]
+    pair = [busy(n, age=i, share=0.45) for i, n in enumerate("ab")]
     new = planned(*pair, pools=NARROW)
     assert new["a"].group.id != new["b"].group.id
     calm = planned(*(busy(n, age=i, share=0.1) for i, n in enumerate("ab")), pools=NARROW)

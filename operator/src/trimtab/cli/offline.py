@@ -31,6 +31,7 @@ from trimtab.planning.memory import weight_bytes
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.prices import PriceBook, PriceBookInvalidError, parse_price_book
 from trimtab.planning.snapshot import CpuPool, DeviceScore, FleetSnapshot, GpuPool, ModelView
+from trimtab.planning.survey import Surveys
 from trimtab.reconcile.inferenceintent import status, verdicts
 from trimtab.reconcile.snapshot import declared_load, intent_view
 
@@ -133,7 +134,16 @@ def decide(
         fingerprints=_fingerprints(fingerprints),
         prices=_prices(prices),
     )
-    return Decided(rows=tuple(rows), snapshot=snapshot, plan=plan_fleet(snapshot, PlannerPolicy()))
+    return Decided(rows=tuple(rows), snapshot=snapshot, plan=_whole_plan(snapshot))
+
+
+def _whole_plan(snapshot: FleetSnapshot) -> FleetPlan:
+    """Return the plan with every queue simulated, however many rounds that takes."""
+    known = Surveys()
+    while True:
+        plan = plan_fleet(snapshot, PlannerPolicy(), surveys=known)
+        if not plan.waiting:
+            return plan
 
 
 def _status(body: JSON, intent: InferenceIntent, facts: ModelFacts, plan: IntentPlan) -> JSON:

@@ -9,6 +9,7 @@ from trimtab.planning.objectives import Judged, judge, prune, rank
 from trimtab.planning.options import pin_problem, running_option, space
 from trimtab.planning.plan import Alternative, FingerprintNeed
 from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.short_list import short_list
 from trimtab.planning.slots import Nodes, first
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
 from trimtab.planning.survey import Survey, Surveys, is_priced
@@ -35,6 +36,7 @@ class Case:
         needs: Fingerprints that could change the decision.
         settled: The options are sizes of one decision that was weighed before: the first that
             finds room is taken.
+        waits: The plan's budget of events was used up before the best option was simulated.
     """
 
     intent: IntentView
@@ -48,6 +50,7 @@ class Case:
     running: Judged | None = None
     needs: tuple[FingerprintNeed, ...] = ()
     settled: bool = False
+    waits: bool = False
 
 
 def acceptable(case: Case) -> list[Judged]:
@@ -101,25 +104,50 @@ def prepare(
         problem = Problem(reason=reason, message=pinned)
     if problem is None and not found.configs:
         problem = _no_threads(intent)
+    running = None
+    if assignment is not None:
+        option = running_option(
+            intent, model, assignment, load=load, snapshot=snapshot, policy=policy
+        )
+        running = judge(intent, option, load=load, priced=is_priced(snapshot), policy=policy)
     case = Case(
-        intent=intent, load=load, refused=found.refused, problem=problem, assignment=assignment
+        intent=intent,
+        load=load,
+        refused=found.refused,
+        problem=problem,
+        assignment=assignment,
+        running=running,
     )
-    if problem is None:
-        survey = surveys.of(intent, model, found.configs, load=load)
-        case = _with_options(case, survey, fleet=fleet, policy=policy)
-    if assignment is None:
+    if problem is not None:
         return case
-    running = running_option(intent, model, assignment, load=load, snapshot=snapshot, policy=policy)
-    judged = judge(intent, running, load=load, priced=is_priced(snapshot), policy=policy)
-    return replace(case, running=judged)
-
-
-def _with_options(case: Case, found: Survey, *, fleet: Ledger, policy: PlannerPolicy) -> Case:
-    intent = case.intent
-    every = list(found.every)
-    if intent.objective == "TargetLatency" and not any(j.meets for j in found.unloaded):
+    survey = surveys.of(intent, model, found.configs, load=load)
+    every = list(survey.every)
+    if intent.objective == "TargetLatency" and not any(j.meets for j in survey.unloaded):
         every = _fewest_replicas(every)
-    ranked = rank(intent, every, policy=policy)
+    listed = short_list(
+        intent,
+        model,
+        every,
+        running=running,
+        load=load,
+        fits=fleet.fits,
+        simulations=surveys.simulations,
+        snapshot=snapshot,
+        policy=policy,
+    )
+    case = replace(case, running=listed.running, waits=listed.waits)
+    return _with_options(case, survey, listed.ranked, fleet=fleet, policy=policy)
+
+
+def _with_options(
+    case: Case,
+    found: Survey,
+    ranked: Sequence[Judged],
+    *,
+    fleet: Ledger,
+    policy: PlannerPolicy,
+) -> Case:
+    intent = case.intent
     fitting = [j for j in ranked if fleet.fits(j.option)]
     problem = no_fit(intent, found.unloaded, fleet) or (
         None
@@ -147,7 +175,9 @@ def _fewest_replicas(every: list[Judged]) -> list[Judged]:
 
 
 def _urgent(
-    needs: Sequence[tuple[Judged, FingerprintNeed]], ranked: list[Judged], policy: PlannerPolicy
+    needs: Sequence[tuple[Judged, FingerprintNeed]],
+    ranked: Sequence[Judged],
+    policy: PlannerPolicy,
 ) -> tuple[FingerprintNeed, ...]:
     """Return the few fingerprints that can change the decision, the likeliest winner first."""
     order: dict[object, int] = {}

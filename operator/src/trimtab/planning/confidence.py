@@ -1,5 +1,6 @@
 """How far a prediction can be trusted, and the margin that follows (planner.md §7)."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from trimtab.planning.fingerprint import Fingerprint
@@ -8,6 +9,7 @@ from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.step_model import StepModel
 
 _LEVELS: Final[tuple[Level, ...]] = ("Low", "Medium", "High")
+_SKIPPED: Final = "simulation skipped, queueing estimated in closed form"
 _OF_SOURCE: Final = {"Measured": 2, "Catalogue": 1, "Roofline": 0}
 
 
@@ -39,7 +41,7 @@ def assess(
         (mixed > 2 * limit, f"mixed step off by {mixed:.1%}"),
         (
             utilisation_permille > policy.screened_utilisation_permille,
-            "queueing estimated in closed form",
+            _SKIPPED,
         ),
         ("Contended" in fingerprint.notes, "measured on a busy machine"),
         ("Unidentifiable" in fingerprint.notes, "layer time too noisy to separate"),
@@ -48,13 +50,24 @@ def assess(
         if weak:
             level -= 1
             reasons.append(reason)
-    return Confidence(level=_LEVELS[max(0, level)], reasons=tuple(reasons))
+    return _confidence(level, reasons)
+
+
+def simulated(found: Confidence) -> Confidence:
+    """Return the confidence in a prediction whose queue was followed request by request."""
+    reasons = [reason for reason in found.reasons if reason != _SKIPPED]
+    points = found.points + len(found.reasons) - len(reasons)
+    return _confidence(points, [*reasons, "queue simulated"])
+
+
+def _confidence(points: int, reasons: Sequence[str]) -> Confidence:
+    level = _LEVELS[min(max(0, points), len(_LEVELS) - 1)]
+    return Confidence(level=level, reasons=tuple(reasons), points=points)
 
 
 def lowered(confidence: Confidence, reason: str) -> Confidence:
     """Return a confidence one level down, for one reason more."""
-    level = max(0, _LEVELS.index(confidence.level) - 1)
-    return Confidence(level=_LEVELS[level], reasons=(*confidence.reasons, reason))
+    return _confidence(confidence.points - 1, [*confidence.reasons, reason])
 
 
 def margin_permille(level: Level, *, policy: PlannerPolicy) -> int:

@@ -322,7 +322,8 @@ class Estimator:
     def _memory(self, number: int, others: float) -> MemoryPlan | GpuMemory:
         """Return a replica's memory: on ``cpu`` KV for the company that a request finds when it is busy.
 
-        On GPUs the cache is all that is left.
+        The longest request has room beside it: without that it keeps everybody else waiting. On GPUs
+        the cache is all that is left.
         """
         config, load, policy = self._configs[number], self._load, self._policy
         if config.product != "cpu":
@@ -336,13 +337,15 @@ class Estimator:
                 fingerprint=self.sources[number].fingerprint,
                 policy=policy,
             )
-        busy = (1 + others) * (load.prompt + load.output) * policy.kv_headroom_permille / 1000
+        busy = math.ceil((1 + others) * (load.prompt + load.output))
         return memory_plan(
             self._model.architecture,
             depth=self._model.depth,
             precision=config.precision,
             kv_precision=compute_precision(config.precision),
-            kv_tokens=max(self._longest, math.ceil(busy)),
+            kv_tokens=max(
+                self._longest + busy, math.ceil(busy * policy.kv_headroom_permille / 1000)
+            ),
             block_tokens=self._snapshot.capabilities.block_tokens,
             fingerprint=self.sources[number].fingerprint,
             policy=policy,

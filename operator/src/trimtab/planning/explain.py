@@ -163,6 +163,8 @@ def _why_not(
 ) -> tuple[Lost, str]:
     option = judged.option
     name = describe_config(option.config, replicas=option.replicas)
+    if best is not None and best.option.simulated and not option.simulated:
+        name += " (not simulated)"
     if no_room or (best is None and judged.meets):
         need = devices_of(option.config, replicas=option.replicas)
         return "NoCapacity", f"{name}: the nodes do not have {need} and the memory free."
@@ -170,6 +172,14 @@ def _why_not(
         return _missing(intent, judged, name)
     if kept and (judged.score, judged.resources) < (best.score, best.resources):
         return "SwitchingCost", f"{name}: better, but by less than moving replicas is worth."
+    if best.option.simulated and not option.simulated and judged.score <= best.score:
+        return (
+            "NotSimulated",
+            (
+                f"{name}: looks better in closed form, which is optimistic about queues; the options "
+                "that looked best were simulated, and the chosen one came out best."
+            ),
+        )
     faster = judged.option.predicted.e2e.mean_us, best.option.predicted.e2e.mean_us
     if judged.resources > best.resources:
         return "Costlier", _costlier(name, option, best.option, faster)

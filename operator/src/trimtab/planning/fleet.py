@@ -52,9 +52,9 @@ def plan_fleet(
     known.begin(snapshot, policy)
     cases = [
         _prepared(intent, snapshot=snapshot, fleet=fleet, surveys=known, policy=policy)
-        for intent in sorted(snapshot.intents, key=lambda i: i.uid)
+        # Who comes first has its queues simulated if the budget is not enough for all.
+        for intent in sorted(snapshot.intents, key=_order)
     ]
-    cases.sort(key=_order)
     sharing = share(cases, snapshot=snapshot, policy=policy)
     gone: set[str] = set()
     closed: set[str] = set()
@@ -90,11 +90,16 @@ def plan_fleet(
         for case in cases
     ]
     plans.sort(key=lambda p: (p.namespace, p.name, p.uid))
-    return FleetPlan(intents=tuple(plans), policy=policy.digest(), solver=solver)
+    return FleetPlan(
+        intents=tuple(plans),
+        policy=policy.digest(),
+        solver=solver,
+        waiting=sum(case.waits for case in cases),
+    )
 
 
-def _order(case: Case) -> tuple[int, int, str]:
-    return (-case.intent.priority, case.intent.created_seconds, case.intent.uid)
+def _order(intent: IntentView) -> tuple[int, int, str]:
+    return (-intent.priority, intent.created_seconds, intent.uid)
 
 
 def _units(cases: Sequence[Case], sharing: Sharing, snapshot: FleetSnapshot) -> list[Unit]:
@@ -109,7 +114,7 @@ def _units(cases: Sequence[Case], sharing: Sharing, snapshot: FleetSnapshot) -> 
             *((case, None) for case in alone),
         )
     ]
-    return sorted(units, key=lambda u: _order(u.case))
+    return sorted(units, key=lambda u: _order(u.case.intent))
 
 
 def _search(
@@ -277,6 +282,9 @@ def _choose(
         return Pick(best.judged, best.nodes, kept=True)
     if assignment is None or was_edited(case.intent, assignment) or not allowed(case, current):
         return best
+    if case.waits:
+        # What runs was chosen when more was known; the next plan knows it again.
+        return running
     cost = switching_cost(snapshot, current.option.fingerprint, policy=policy)
     return running if keeps(current, best.judged, cost=cost) else best
 

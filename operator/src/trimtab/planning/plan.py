@@ -34,6 +34,7 @@ Lost = Literal[
     "NoEstimate",
     "NoCapacity",
     "SwitchingCost",
+    "NotSimulated",
     "PriceUnknown",
     "PrecisionUnsupported",
     "AccuracyLoss",
@@ -83,10 +84,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confidence:
-    """How far a prediction can be trusted, and why not further."""
+    """How far a prediction can be trusted, and why not further.
+
+    ``points`` is the level before it was cut to the three that there are; 2 is High.
+    """
 
     level: Level
     reasons: tuple[str, ...]
+    points: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +115,7 @@ class Option:
         cost_per_million_output_tokens_micro_usd: At the planned load; None without a price.
         cost_per_million_at_capacity_micro_usd: The same at capacity.
         fingerprint: Digest of the fingerprint it was predicted from, or ``Roofline``.
+        simulated: Latencies are those of simulated requests, not of the closed form.
     """
 
     config: Config
@@ -128,6 +134,7 @@ class Option:
     cost_per_million_output_tokens_micro_usd: int | None
     cost_per_million_at_capacity_micro_usd: int | None
     fingerprint: str
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,9 +296,12 @@ class FleetPlan:
             out: ``HiGHSTimeLimit`` if the time ran out before the choice was proven best,
             ``Greedy`` if HiGHS is missing or failed.
         findings: About what runs; added where steps are made from them.
+        waiting: Intents whose queues were not simulated because the plan's budget of events was used
+            up; planned again with what is remembered of this plan, they are.
     """
 
     intents: tuple[IntentPlan, ...]
     policy: str
     solver: Solver = "Direct"
     findings: tuple[Findings, ...] = ()
+    waiting: int = 0

@@ -21,6 +21,14 @@ class PlannerPolicy:
     # §7: above this share of the capacity the closed form, without a simulation of the queue, costs
     # one level; below it, it is within about 10 % of a simulation step by step. Per mille, decision.
     screened_utilisation_permille: int = 300
+    # §6: options of an intent whose queue is simulated, requests of a trace, and events (steps and
+    # jumps) that the simulations of one intent and of one plan may take. Counts. Above the last
+    # figure a trace is a queue that grows for as long as it is followed; per mille of the capacity.
+    short_list: int = 3
+    simulated_requests: int = 256
+    intent_events: int = 4_000
+    plan_events: int = 100_000
+    simulated_utilisation_permille: int = 950
     # §7, anchors: steps that one must hold, and how many of the newest are kept per key. Counts.
     anchor_steps: int = 200
     kept_anchors: int = 64

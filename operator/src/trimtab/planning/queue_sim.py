@@ -32,7 +32,8 @@ METRICS: Final[tuple[Metric, ...]] = ("TTFT", "TPOT", "E2E")
 MOST_SIMULATED: Final = 4
 """Replicas that are followed; more of them behave like these at an equal load each."""
 
-_WARM_UP: Final = 5
+WARM_UP: Final = 5
+"""One in so many requests is left out of figures: the first ones found an empty replica."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ class SimResult:
             metric: ``TPOT`` leaves out requests of one output token.
             warm_up: Leave out the first fifth, which found an empty replica.
         """
-        kept = self.served[len(self.served) // _WARM_UP :] if warm_up else self.served
+        kept = self.served[len(self.served) // WARM_UP :] if warm_up else self.served
         if metric == "TTFT":
             return sorted(s.ttft_us for s in kept)
         if metric == "E2E":

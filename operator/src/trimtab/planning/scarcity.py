@@ -172,6 +172,8 @@ def _switching(
     edited = was_edited(case.intent, case.assignment) or not allowed(case, running)
     if edited and not case.settled:
         return 0.0
+    if case.waits:
+        return _MOST_LOSS
     return switching_cost(snapshot, running.option.fingerprint, policy=policy)
 
 

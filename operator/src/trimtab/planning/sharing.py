@@ -262,6 +262,8 @@ def _preferred(case: Case, *, snapshot: FleetSnapshot, policy: PlannerPolicy) ->
     # A group's one replica is not what this intent asked for, so replicas are weighed anew.
     if same and running.option.replicas != best.option.replicas and not running.meets:
         return best
+    if case.waits:
+        return running
     cost = switching_cost(snapshot, running.option.fingerprint, policy=policy)
     return running if same or keeps(running, best, cost=cost) else best
 

@@ -13,18 +13,28 @@ from trimtab.planning.objectives import Judged, judge
 from trimtab.planning.plan import Findings, FleetPlan, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.replan import bound
+from trimtab.planning.short_list import Trials
+from trimtab.planning.simulations import Simulations
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView, Load, ModelView
 from trimtab.planning.workload import PlannedLoad, planned_load
 
 
 def findings(
-    snapshot: FleetSnapshot, plan: FleetPlan, *, policy: PlannerPolicy
+    snapshot: FleetSnapshot,
+    plan: FleetPlan,
+    *,
+    policy: PlannerPolicy,
+    simulations: Simulations | None = None,
 ) -> tuple[Findings, ...]:
     """Return what was found about every intent of a plan that has a worker of its own.
 
+    ``simulations`` are the plan's, with what it left of its budget; None begins with a plan's budget.
     One that cannot be predicted takes nobody else's findings away: it says so in ``problem``, and
     nothing of it is taken away or moved for being better.
     """
+    if simulations is None:
+        simulations = Simulations()
+        simulations.begin(policy)
     wanted = {p.uid: p.option for p in plan.intents if p.group is None}
     intents = {i.uid: i for i in snapshot.intents}
     found = []
@@ -39,6 +49,7 @@ def findings(
                     model=intent.model,
                     assignment=assignment,
                     option=option,
+                    simulations=simulations,
                     snapshot=snapshot,
                     policy=policy,
                 )
@@ -54,6 +65,7 @@ def _found(
     model: ModelView,
     assignment: Assignment,
     option: Option,
+    simulations: Simulations,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> Findings:
@@ -75,15 +87,24 @@ def _found(
         )
         return judge(intent, one, load=at, priced=False, policy=policy)
 
-    def spares(replicas: int) -> bool:
-        one = judged(replicas, busy).option
+    trials = Trials(intent, model, busy, simulations=simulations, snapshot=snapshot, policy=policy)
+
+    def roomy(one: Option) -> bool:
         more = replace(
             one,
             margin_permille=one.margin_permille + policy.spare_margin_permille,
             ttft_margin_permille=one.ttft_margin_permille + policy.spare_margin_permille,
         )
-        roomy = judge(intent, more, load=busy, priced=False, policy=policy)
-        return roomy.meets and _has_headroom(more, policy)
+        found = judge(intent, more, load=busy, priced=False, policy=policy)
+        return found.meets and _has_headroom(more, policy)
+
+    def spares(replicas: int) -> bool:
+        one = judged(replicas, busy)
+        if not roomy(one.option):
+            return False
+        followed = trials.simulated(one) if trials.open else None
+        # Nothing is taken away on the closed form's word where the plan's budget is to blame.
+        return roomy(followed.option) if followed is not None else not trials.waits
 
     fewest = assignment.replicas
     least = max(1, assignment.replicas - bound(assignment.replicas, policy=policy))

@@ -16,6 +16,7 @@ from trimtab.planning.plan import FingerprintNeed, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import price_for
+from trimtab.planning.simulations import Simulations
 from trimtab.planning.snapshot import (
     Config,
     CpuPool,
@@ -46,9 +47,10 @@ _Key = tuple[IntentView, tuple[Config, ...], PlannedLoad]
 
 
 class Surveys:
-    """Surveys of this plan and of the one before."""
+    """Surveys and simulations of this plan and of the one before."""
 
     def __init__(self) -> None:
+        self.simulations = Simulations()
         self._world: tuple[FleetSnapshot, PlannerPolicy] | None = None
         self._before: dict[_Key, Survey] = {}
         self._now: dict[_Key, Survey] = {}
@@ -59,6 +61,7 @@ class Surveys:
         self._before = self._now if world == self._world else {}
         self._now = {}
         self._world = world
+        self.simulations.begin(policy)
 
     def of(
         self,

@@ -49,8 +49,10 @@ def solve(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     from trimtab.planning.fleet import plan_fleet  # noqa: PLC0415 - solver only where it runs
     from trimtab.planning.spare import findings  # noqa: PLC0415 - the same
 
-    plan = plan_fleet(snapshot, policy, surveys=_surveys())
-    return replace(plan, findings=findings(snapshot, plan, policy=policy))
+    known = _surveys()
+    plan = plan_fleet(snapshot, policy, surveys=known)
+    found = findings(snapshot, plan, policy=policy, simulations=known.simulations)
+    return replace(plan, findings=found)
 
 
 @functools.cache
@@ -159,6 +161,7 @@ class FleetPlanner:
         self._last_asked = 0.0
         self._asked_since: float | None = None
         self._taken_since: float | None = None
+        self._waiting = 0
         self.ready = asyncio.Event()
         """Set by the first plan, or by the first failure to make one."""
         self.current = Planned(revision=0, snapshot=None, by_uid={})
@@ -238,7 +241,7 @@ class FleetPlanner:
             self._taken_since = self._asked_since
         self._asked_since = None
         snapshot = await self._observe()
-        if snapshot == self.current.snapshot and not self.current.problem:
+        if snapshot == self.current.snapshot and not self.current.problem and not self._waiting:
             self._taken_since = None
             return
         began = self._clock()
@@ -258,6 +261,10 @@ class FleetPlanner:
             snapshot,
             findings={found.uid: found for found in plan.findings},
         )
+        self._waiting = plan.waiting
+        if self._waiting:
+            # Its budget was too small for all queues; the next plan goes on with the rest.
+            self.ask()
 
     def _tell_unfound(self, plan: FleetPlan) -> None:
         """Say of whom nothing could be found out: what runs of them stays, which hides the bug."""

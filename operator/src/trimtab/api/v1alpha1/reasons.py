@@ -180,6 +180,10 @@ class Reason(StrEnum):
     )
     ACCURACY_LOSS = "AccuracyLoss", "Loses more accuracy than the constraints allow."
     SWITCHING_COST = "SwitchingCost", "Is better, but by less than the change would cost."
+    NOT_SIMULATED = (
+        "NotSimulated",
+        "Looks better in closed form, but the options that looked best were simulated.",
+    )
     UNCALIBRATED = (
         "Uncalibrated",
         "Looks better, but by less than its missing anchors make uncertain.",
