@@ -4,13 +4,20 @@ import json
 from dataclasses import replace
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tests.unit.cli import profiles
+from tests.unit.reconcile.builders import SETTINGS
+from trimtab.cli import catalogue
 from trimtab.cli.app import app
+from trimtab.cli.catalogue import Answers, Estimated
+from trimtab.observe.caches import Caches
+from trimtab.planning.architecture import Architecture
 from trimtab.planning.estimate import best_for
 from trimtab.planning.fingerprint import parse
 from trimtab.planning.step_model import fit, work_of
+from trimtab.reconcile.snapshot import fingerprints
 
 CONFIG = {
     "model_type": "llama",
@@ -186,3 +193,43 @@ def test_other_versions_of_the_profiler_are_read(tmp_path):
     key = imported(profiles.a_profile(tmp_path / "p", meta=meta), tmp_path / "fp.json").key
     assert (key.product, key.precision, key.kv_precision) == ("RTX4090", "bf16", "bf16")
     assert "eager" not in key.flags
+
+
+def test_a_document_becomes_the_object_that_an_operator_reads(tmp_path):
+    """The printed ConfigMap gives the operator's snapshot the document, under the name of its key."""
+    folder, config, out = profiles.a_profile(tmp_path / "p"), tmp_path / "c.json", tmp_path / "fp"
+    config.write_text(json.dumps(CONFIG))
+    document = imported(folder, out, f"--model-config={config}")
+    words = ["manifest", str(out), "-n", SETTINGS.system_namespace]
+    done = RUN.invoke(app, ["fingerprint", *words])
+    assert done.exit_code == 0, done.output
+    body = yaml.safe_load(done.stdout)
+    assert body["metadata"]["name"] == f"fp-{document.key.digest()}"
+    caches = Caches()
+    caches.configmaps.put({**body, "metadata": {**body["metadata"], "uid": "u"}})
+    assert fingerprints(caches, settings=SETTINGS) == (document,)
+
+
+def test_a_document_of_no_model_becomes_no_object(tmp_path):
+    """Without the model's configuration no plan could use it, so it is refused with the remedy."""
+    imported(profiles.a_profile(tmp_path / "p"), tmp_path / "fp.json")
+    done = RUN.invoke(app, ["fingerprint", "manifest", str(tmp_path / "fp.json")])
+    assert done.exit_code == 1
+    assert "Import it again with --model-config" in done.stderr
+
+
+def test_a_derived_document_can_name_the_nodes_product(tmp_path, monkeypatch):
+    """--product replaces the catalogue's name of a machine by the label of the nodes."""
+    found = imported(profiles.a_profile(tmp_path / "p"), tmp_path / "fp.json")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(CONFIG))
+    estimated = Estimated(
+        fingerprint=found, architecture=Architecture.from_hf_config(CONFIG), depth=32
+    )
+    answers = Answers(package="0.12.0", results=(estimated,))
+    monkeypatch.setattr(catalogue, "ask", lambda _queries, **_: answers)
+    words = ["derive", "--system", "new_sxm", "--backend", "vllm", "--product", "NVIDIA-New-96GB"]
+    files = ["--model-config", str(config), "--out", str(tmp_path / "derived.json")]
+    done = RUN.invoke(app, ["fingerprint", *words, *files])
+    assert done.exit_code == 0, done.output
+    assert parse((tmp_path / "derived.json").read_text()).key.product == "NVIDIA-New-96GB"

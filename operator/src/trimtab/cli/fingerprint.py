@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads annotations
 from typing import TYPE_CHECKING, Annotated, Final
@@ -102,6 +103,9 @@ def derive(
     precision: Annotated[str, typer.Option(help="Of the weights.")] = "bf16",
     kv_precision: Annotated[str, typer.Option(help="Of the KV cache.")] = "bf16",
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs per group.")] = 1,
+    product: Annotated[
+        str | None, typer.Option(help="The product's name on nodes, where the system's differs.")
+    ] = None,
     catalogue_python: Annotated[
         str | None,
         typer.Option(help="Interpreter with aiconfigurator; default: TRIMTAB_CATALOGUE_PYTHON."),
@@ -126,12 +130,64 @@ def derive(
         found = ask([query], python=catalogue_python).results[0]
         if isinstance(found, str):
             fail(found)
-        out.write_text(dump(found.fingerprint, limit=None) + "\n")
+        document = found.fingerprint
+        if product is not None:
+            document = replace(document, key=replace(document.key, product=product))
+        out.write_text(dump(document, limit=None) + "\n")
     except CommandError as error:
         fail(str(error))
     except (OSError, ValueError) as error:
         fail(f"{model_config} cannot be read, or {out} not written: {error}.")
-    write(_summary(found.fingerprint, out))
+    write(_summary(document, out))
+
+
+@app.command()
+def manifest(
+    document: Annotated[Path, typer.Argument(help="Fingerprint document, derived or imported.")],
+    *,
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", help="Where the operator runs.")
+    ] = "trimtab-system",
+) -> None:
+    """Print the ConfigMap that gives an operator this fingerprint, for `kubectl apply -f -`."""
+    import json  # noqa: PLC0415 - only here
+
+    import yaml  # noqa: PLC0415 - 30 ms
+
+    from trimtab.planning.fingerprint import (  # noqa: PLC0415 - as above
+        FingerprintInvalidError,
+        parse,
+    )
+    from trimtab.planning.step_model import fit  # noqa: PLC0415 - as above
+    from trimtab.reconcile.labels import shared_labels  # noqa: PLC0415 - as above
+    from trimtab.reconcile.snapshot import FINGERPRINT_KEY  # noqa: PLC0415 - as above
+
+    try:
+        text = document.read_text()
+        found = parse(text)
+        fit(found, depth=_CHECKED_DEPTH)
+    except FingerprintInvalidError as error:
+        fail(f"{document}: {error}")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{document} cannot be read: {error}.")
+    if not found.key.architecture:
+        fail(
+            f"{document} does not say which model it is of, so no plan would use it. Import it "
+            "again with --model-config."
+        )
+    name = f"fp-{found.key.digest()}"
+    compact = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": shared_labels("fingerprint", instance=name),
+        },
+        "data": {FINGERPRINT_KEY: compact},
+    }
+    write(yaml.safe_dump(body, sort_keys=False).rstrip())
 
 
 @app.command()

@@ -12,6 +12,7 @@ import yaml
 from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
 from trimtab.api.v1alpha1.manifests import ManifestError, read
 from trimtab.cli.model_import import inspect
+from trimtab.cli.node_counts import expanded
 from trimtab.cli.output import CommandError
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.inspections import Inspection, ModelFacts, parse_verdict
@@ -36,11 +37,12 @@ from trimtab.reconcile.inferenceintent import status, verdicts
 from trimtab.reconcile.snapshot import declared_load, intent_view
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from trimtab.planning.accuracy import AccuracyLoss
     from trimtab.planning.fingerprint import Fingerprint
     from trimtab.planning.plan import FleetPlan, IntentPlan
+    from trimtab.planning.snapshot import Load
 
 JSON = dict[str, Any]  # any: an object as kubectl shows it
 ANY: Final = "*"
@@ -60,42 +62,30 @@ class Inventory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One intent of the files: as an object, as parsed, what its model is, the load planned for."""
+
+    body: JSON
+    intent: InferenceIntent
+    facts: ModelFacts
+    load: Load | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """A fleet's plan with what it was made from.
+    """A fleet's plan with what it was made from; rows are in the files' order."""
 
-    Attributes:
-        rows: Each intent's object, its model of it, and what its model is, in the files' order.
-    """
-
-    rows: tuple[tuple[JSON, InferenceIntent, ModelFacts], ...]
+    rows: tuple[Row, ...]
     snapshot: FleetSnapshot
     plan: FleetPlan
 
 
-def plan(
-    *,
-    intents: Sequence[Path],
-    inventory: Path,
-    prices: Path | None,
-    fingerprints: Path | None,
-    accuracy: Path | None = None,
-) -> list[JSON]:
-    """Return each intent as an operator would leave it: spec and status with plan and alternatives.
-
-    Raises:
-        CommandError: A file is missing or wrong; names file, field and remedy.
-    """
-    decided = decide(
-        intents=intents,
-        inventory=inventory,
-        prices=prices,
-        fingerprints=fingerprints,
-        accuracy=accuracy,
-    )
+def shown(decided: Decided) -> list[JSON]:
+    """Return each intent as an operator would leave it: spec and status with plan and alternatives."""
     plans = {plan.uid: plan for plan in decided.plan.intents}
     return [
-        body | {"status": _status(body, intent, facts, plans[body["metadata"]["uid"]])}
-        for body, intent, facts in decided.rows
+        row.body | {"status": _status(row, plans[row.body["metadata"]["uid"]])}
+        for row in decided.rows
     ]
 
 
@@ -106,13 +96,24 @@ def decide(
     prices: Path | None,
     fingerprints: Path | None,
     accuracy: Path | None = None,
+    load_factor: float = 1.0,
+    counts: Mapping[str, int] | None = None,
 ) -> Decided:
     """Return the fleet's plan, for those who go on from it.
+
+    Args:
+        intents: Files of InferenceIntents.
+        inventory: Nodes and models.
+        prices: The price book; None leaves prices unknown.
+        fingerprints: Folder of documents; None leaves only rooflines.
+        accuracy: Folder of measured losses; None leaves them unknown.
+        load_factor: What declared request rates are multiplied by.
+        counts: How many there are of a node of the inventory, by its name, instead of its count.
 
     Raises:
         CommandError: A file is missing or wrong; names file, field and remedy.
     """
-    known = _inventory(inventory)
+    known = _inventory(inventory, counts=counts or {})
     objects = [found for path in intents for found in _intents(path)]
     if not objects:
         raise CommandError("The files given with -f hold no InferenceIntent.")
@@ -121,11 +122,16 @@ def decide(
     for number, intent in enumerate(objects):
         body = _identified(intent, number=number)
         facts = _with_losses(_facts(intent, known), losses)
-        rows.append((body, InferenceIntent.from_cluster(body), facts))
+        load = declared_load(intent)
+        if load is not None:
+            load = replace(load, requests_per_second=load.requests_per_second * load_factor)
+        rows.append(
+            Row(body=body, intent=InferenceIntent.from_cluster(body), facts=facts, load=load)
+        )
     snapshot = FleetSnapshot(
         intents=tuple(
-            intent_view(intent_record(body), intent, model=facts.model, load=declared_load(intent))
-            for body, intent, facts in rows
+            intent_view(intent_record(row.body), row.intent, model=row.facts.model, load=row.load)
+            for row in rows
         ),
         pools=known.pools,
         gpu_pools=known.gpu_pools,
@@ -146,15 +152,14 @@ def _whole_plan(snapshot: FleetSnapshot) -> FleetPlan:
             return plan
 
 
-def _status(body: JSON, intent: InferenceIntent, facts: ModelFacts, plan: IntentPlan) -> JSON:
-    load = declared_load(intent)
+def _status(row: Row, plan: IntentPlan) -> JSON:
     observed = ObservedIntent(
-        record=intent_record(body),
-        intent=intent,
-        inspection=Inspection(source_digest="", state="Done", facts=facts),
+        record=intent_record(row.body),
+        intent=row.intent,
+        inspection=Inspection(source_digest="", state="Done", facts=row.facts),
         plan=plan,
-        load=load,
-        load_source="Declared" if load else "Assumed",
+        load=row.load,
+        load_source="Declared" if row.load else "Assumed",
     )
     verdict = verdicts.planned(observed, violation=None)
     found = status.build(observed, endpoint="", plan_digest="")
@@ -189,7 +194,7 @@ def _identified(intent: InferenceIntent, *, number: int) -> JSON:
     return body
 
 
-def _inventory(path: Path) -> Inventory:
+def _inventory(path: Path, *, counts: Mapping[str, int]) -> Inventory:
     document = _yaml(path)
     unknown = set(document) - {"nodes", "models"}
     if unknown or not isinstance(document.get("nodes"), list):
@@ -200,8 +205,7 @@ def _inventory(path: Path) -> Inventory:
     cpus: list[CpuPool] = []
     gpus: list[GpuPool] = []
     scores: list[DeviceScore] = []
-    for n, node in enumerate(document["nodes"]):
-        where = f"{path}: nodes[{n}]"
+    for where, node in expanded(document["nodes"], counts=counts, path=path):
         if isinstance(node, dict) and "gpu" in node:
             pool, known = _gpu_pool(node, where=where)
             gpus.append(pool)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - typer reads annotations
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli.output import CommandError, Format, OutputOption, console, fail, write_json
+
+if TYPE_CHECKING:
+    from trimtab.cli.offline import Decided
+
+JSON = dict[str, Any]  # any: JSON
 
 
 def plan(
@@ -16,7 +21,8 @@ def plan(
         list[Path], typer.Option("--filename", "-f", help="InferenceIntents; may be repeated.")
     ],
     inventory: Annotated[
-        Path, typer.Option(help="nodes (name, cpuModel, cpu, memory) and models (intent: PATH).")
+        Path,
+        typer.Option(help="YAML: nodes (CPUs or GPUs, and how many) and models (intent: PATH)."),
     ],
     prices: Annotated[
         Path | None, typer.Option(help="Price book, as in the ConfigMap trimtab-prices.")
@@ -28,29 +34,50 @@ def plan(
         Path | None,
         typer.Option(help="Folder of what `trimtab fingerprint accuracy` found; without: unknown."),
     ] = None,
+    load_factor: Annotated[
+        float, typer.Option(min=0.001, max=1000.0, help="What if: multiply declared loads.")
+    ] = 1.0,
+    count: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE=N", help="What if: N nodes of this name; may be repeated."),
+    ] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Only one line per intent, and the sums.")
+    ] = False,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Plan a fleet offline: the same planner as the operator's, nothing is created."""
     from trimtab.cli import offline  # noqa: PLC0415 - the planner takes 0.5 s
 
     try:
-        planned = offline.plan(
+        decided = offline.decide(
             intents=intents,
             inventory=inventory,
             prices=prices,
             fingerprints=fingerprints,
             accuracy=accuracy,
+            load_factor=load_factor,
+            counts=dict(map(_counted, count or ())),
         )
     except CommandError as error:
         fail(str(error))
+    planned = offline.shown(decided)
     if output is Format.JSON:
         write_json([_as_json(body) for body in planned])
         return
-    for body in planned:
+    for body in planned if not summary else ():
         _show(body)
+    _show_summary(decided, planned, load_factor=load_factor)
 
 
-def _as_json(body: dict[str, Any]) -> dict[str, Any]:  # any: JSON
+def _counted(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    if not name or not number.isdecimal():
+        raise CommandError(f"--count {text} is not NODE=N: write --count node-a=3.")
+    return name, int(number)
+
+
+def _as_json(body: JSON) -> JSON:
     from trimtab.cli import why_view  # noqa: PLC0415 - only this command's
 
     status = body["status"]
@@ -61,7 +88,7 @@ def _as_json(body: dict[str, Any]) -> dict[str, Any]:  # any: JSON
     }
 
 
-def _show(body: dict[str, Any]) -> None:  # any: JSON
+def _show(body: JSON) -> None:
     from rich.markup import escape  # noqa: PLC0415 - 60 ms
 
     from trimtab.cli import why_view  # noqa: PLC0415 - only this command's
@@ -75,6 +102,35 @@ def _show(body: dict[str, Any]) -> None:  # any: JSON
     load = why_view.load_line(body)
     if load:
         out.print(f"Load planned for: {escape(load)}")
-    out.print(f"[{colour}]{planned['reason']}[/]: {escape(planned['message'])}")
+    said = str((body["status"].get("plan") or {}).get("message") or "")
+    # What is planned says so below, with its notes.
+    if planned["message"].partition(": ")[2] not in said:
+        out.print(f"[{colour}]{planned['reason']}[/]: {escape(planned['message'])}")
     show_options(body, out=out)
     out.print()
+
+
+def _show_summary(decided: Decided, bodies: list[JSON], *, load_factor: float) -> None:
+    from rich.markup import escape  # noqa: PLC0415 - 60 ms
+
+    from trimtab.cli import plan_summary  # noqa: PLC0415 - only this command's
+    from trimtab.cli.why import plain  # noqa: PLC0415 - only this command's
+
+    out = console()
+    table = plain(
+        "Intent", "Plan", "Outcome", "TTFT ms", "TPOT ms", "USD/h", "USD/1M", "Used",
+        title="The fleet",
+    )  # fmt: skip
+    for line in plan_summary.lines(bodies):
+        table.add_row(
+            *map(
+                escape,
+                (
+                    line.intent, line.option, line.outcome, line.ttft, line.tpot,
+                    line.cost_per_hour, line.cost_per_million, line.used,
+                ),
+            ),
+        )  # fmt: skip
+    out.print(table)
+    for sentence in plan_summary.sentences(decided, load_factor=load_factor):
+        out.print(escape(sentence))

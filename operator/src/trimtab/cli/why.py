@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+_WORDS: Final = {"": 8, "Option": 14, "Intent": 14, "Plan": 14}
+"""Columns that hold words, which may be folded, down to this width."""
 _ALIASES: Final = {
     "ii": "inferenceintents",
     "sfn": "serverlessfunctions",
@@ -88,12 +90,19 @@ def show(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
     _show_conditions(body, out=out)
 
 
-def _plain(*columns: str, title: str) -> Table:
+def plain(*columns: str, title: str) -> Table:
+    """Return a table in the house style."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - 60 ms
     from rich.table import Table  # noqa: PLC0415 - 60 ms
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD,
+        collapse_padding=True, pad_edge=False,
+    )  # fmt: skip
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # Figures stay whole; what does not fit folds where there are words.
+        words = column in _WORDS
+        table.add_column(column, overflow="fold", no_wrap=not words, min_width=_WORDS.get(column))
     return table
 
 
@@ -109,35 +118,48 @@ def show_options(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
         return
     # Most intents keep the checkpoint's own precision, and a table has no room to waste.
     loses = any(line.accuracy_loss for line in lines)
-    table = _plain(
-        "", "Option", "TTFT ms", "TPOT ms", "Cost/h", "Cost/1M", "Capacity/s", "Margin",
-        "Confidence", *(["Accuracy loss"] if loses else []), "Reason", title="\nOptions considered",
+    table = plain(
+        "Option", "Outcome", "TTFT ms", "TPOT ms", "USD/h", "USD/1M", "Most/s", "Margin %",
+        *(["Accuracy loss"] if loses else []), title="\nOptions considered",
     )  # fmt: skip
     for line in lines:
         table.add_row(
-            "[green]chosen[/]" if line.chosen else "",
             *map(
                 escape,
                 (
-                    line.option, line.ttft, line.tpot, line.cost_per_hour, line.cost_per_million,
-                    line.capacity, line.margin, line.confidence,
-                    *([line.accuracy_loss] if loses else []), line.reason,
+                    line.option, line.reason, line.ttft.partition(" ")[0],
+                    line.tpot.partition(" ")[0], line.cost_per_hour, line.cost_per_million,
+                    line.capacity, line.margin.removesuffix(" %"),
+                    *([line.accuracy_loss] if loses else []),
                 ),
             ),
+            style="green" if line.chosen else "",
         )  # fmt: skip
     out.print(table)
-    out.print("Margins are of TTFT / TPOT; figures are predictions without them.")
+    percentile = next((one.ttft.partition(" ")[2] for one in lines if one.ttft), "") or "mean"
+    out.print(
+        f"Predictions ({percentile}) without their margins (TTFT / TPOT). USD/1M: per million output "
+        "tokens at the planned load. Most/s: requests per second at capacity."
+    )
     for line in lines:
         mark = "[green]chosen[/]" if line.chosen else "[yellow]lost  [/]"
-        out.print(f"  {mark} {escape(line.why)}")
-    _show_sentences((body.get("status") or {}).get("plan") or {}, out=out)
+        other = line.confidence and line.confidence != lines[0].confidence
+        trust = f" Confidence {line.confidence}." if other else ""
+        out.print(f"  {mark} {escape(line.why + trust)}")
+    chosen = f"Confidence {lines[0].confidence}" if lines[0].chosen else "Confidence"
+    _show_sentences((body.get("status") or {}).get("plan") or {}, confidence=chosen, out=out)
 
 
-def _show_sentences(plan: dict[str, Any], *, out: Console) -> None:  # any: JSON
+def _show_sentences(
+    plan: dict[str, Any],  # any: JSON
+    *,
+    confidence: str,
+    out: Console,
+) -> None:
     from rich.markup import escape  # noqa: PLC0415 - 60 ms
 
     for title, sentences in (
-        ("Confidence", (plan.get("confidence") or {}).get("reasons") or ()),
+        (confidence, (plan.get("confidence") or {}).get("reasons") or ()),
         ("Note", plan.get("notes") or ()),
     ):
         for sentence in sentences:
@@ -150,7 +172,7 @@ def _show_observed(body: dict[str, Any], *, out: Console) -> None:  # any: JSON
     rows = why_view.predicted_and_observed(body)
     if not rows:
         return
-    table = _plain("", "Predicted", "Observed", title="\nPredicted against observed")
+    table = plain("", "Predicted", "Observed", title="\nPredicted against observed")
     for row in rows:
         table.add_row(*row)
     out.print(table)

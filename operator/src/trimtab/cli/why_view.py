@@ -10,6 +10,7 @@ from trimtab.api.v1alpha1.reasons import Reason
 
 JSON = dict[str, Any]  # any: an object of the API server
 
+_THREE_DIGITS: Final = 100
 _MEANINGS: Final = {reason.value: reason.doc for reason in Reason}
 _POSITIVE: Final = {
     str(declared.type): declared.positive
@@ -220,8 +221,8 @@ def _option_line(option: JSON, *, chosen: bool) -> OptionLine:
         option=_configuration(option),
         ttft=_figure(predicted, "timeToFirstTokenMilliseconds", at),
         tpot=_figure(predicted, "timePerOutputTokenMilliseconds", at),
-        cost_per_hour=str(option.get("costPerHour", "")),
-        cost_per_million=str(predicted.get("costPerMillionOutputTokens", "")),
+        cost_per_hour=_amount(option.get("costPerHour")),
+        cost_per_million=_amount(predicted.get("costPerMillionOutputTokens")),
         capacity=str(predicted.get("capacityRequestsPerSecond", "")),
         margin=_margin(margin),
         confidence=" ".join(
@@ -259,9 +260,18 @@ def _loss(option: JSON) -> str:
     return f"{option['accuracyLossPercent']}{f' ± {error}' if error else ''} %"
 
 
+def _amount(text: str | None) -> str:
+    """Return an amount of money with three digits that count; `-o json` has all of them."""
+    if text is None:
+        return ""
+    amount = float(text)
+    return f"{amount:,.2f}" if amount >= _THREE_DIGITS else f"{amount:.3g}"
+
+
 def _margin(margin: JSON) -> str:
     percents = [
         margin.get("timeToFirstTokenPercent"),
         margin.get("timePerOutputTokenPercent"),
     ]
-    return " / ".join(f"{percent} %" for percent in percents if percent is not None)
+    known = [str(percent) for percent in percents if percent is not None]
+    return f"{' / '.join(known)} %" if known else ""

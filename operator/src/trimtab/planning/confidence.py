@@ -1,16 +1,16 @@
 """How far a prediction can be trusted, and the margin that follows (planner.md §7)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from trimtab.planning.fingerprint import Fingerprint
+from trimtab.planning.fingerprint import Fingerprint, Source
 from trimtab.planning.plan import Confidence, Level
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.step_model import StepModel
 
 _LEVELS: Final[tuple[Level, ...]] = ("Low", "Medium", "High")
 _SKIPPED: Final = "simulation skipped, queueing estimated in closed form"
-_OF_SOURCE: Final = {"Measured": 2, "Catalogue": 1, "Roofline": 0}
+_OF_SOURCE: Final[Mapping[Source, int]] = {"Measured": 2, "Catalogue": 1, "Roofline": 0}
 
 
 def assess(
@@ -33,7 +33,7 @@ def assess(
     weaknesses = (
         (
             fingerprint.key.engine_version != engine_version,
-            f"engine version {fingerprint.key.engine_version}, not {engine_version}",
+            f"times of {fingerprint.key.engine} {fingerprint.key.engine_version}, not of {engine_version}",
         ),
         (fingerprint.tp_mode == "Emulated", "tensor parallelism emulated on one device"),
         (extrapolated, "outside the measured grid"),
@@ -68,6 +68,12 @@ def _confidence(points: int, reasons: Sequence[str]) -> Confidence:
 def lowered(confidence: Confidence, reason: str) -> Confidence:
     """Return a confidence one level down, for one reason more."""
     return _confidence(confidence.points - 1, [*confidence.reasons, reason])
+
+
+def source_of(confidence: Confidence) -> Source:
+    """Return where the times of a prediction are from: it is the first reason for the level."""
+    word = confidence.reasons[0].partition(" ")[0] if confidence.reasons else ""
+    return next((source for source in _OF_SOURCE if source == word), "Measured")
 
 
 def margin_permille(level: Level, *, policy: PlannerPolicy) -> int:

@@ -71,7 +71,8 @@ def key_for(
 def best_for(key: FingerprintKey, fingerprints: Iterable[Fingerprint]) -> Fingerprint | None:
     """Return the fingerprint to use for a key, or None.
 
-    A measurement of another engine version serves until it is repeated (it lowers the confidence);
+    Times of another engine, as a catalogue's or an imported profile's, or of another version serve
+    until there are better ones (they lower the confidence), those of this engine first;
     one of another product, CPU model or thread count never does (AIBrix #507), nor one of shapes
     for a group that leaves its all-reduces out: on PCIe that is the largest single error.
     """
@@ -79,7 +80,14 @@ def best_for(key: FingerprintKey, fingerprints: Iterable[Fingerprint]) -> Finger
     fitting = [f for f in fingerprints if _serves(f.key, key) and _counts_exchange(f)]
     exact = [f for f in fitting if f.key == key] or fitting
     return min(
-        exact, key=lambda f: (order[f.source], _newest(f.taken), f.key.digest()), default=None
+        exact,
+        key=lambda f: (
+            f.key.engine != key.engine,
+            order[f.source],
+            _newest(f.taken),
+            f.key.digest(),
+        ),
+        default=None,
     )
 
 
@@ -468,7 +476,11 @@ def _serves(have: FingerprintKey, want: FingerprintKey) -> bool:
         want.threads,
     ):
         return False
-    return replace(have, engine_version="", flags=()) == replace(want, engine_version="", flags=())
+    return _of_any_engine(have) == _of_any_engine(want)
+
+
+def _of_any_engine(key: FingerprintKey) -> FingerprintKey:
+    return replace(key, engine="", engine_version="", flags=())
 
 
 def _counts_exchange(fingerprint: Fingerprint) -> bool:

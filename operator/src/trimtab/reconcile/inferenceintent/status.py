@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+from trimtab.planning.confidence import source_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -215,7 +217,7 @@ def _confidence(confidence: Confidence, fingerprint: str) -> dict[str, Any]:
     measured = fingerprint != "Roofline"
     status: dict[str, Any] = {
         "level": confidence.level,
-        "source": "Measured" if measured else "Roofline",
+        "source": source_of(confidence),
         "reasons": [reason[:1024] for reason in confidence.reasons[:16]],
     }
     if measured:
