@@ -69,7 +69,8 @@ def test_a_killed_follower_ends_the_worker(model_root, file):
         assert (lost["rank"], lost["exit_status"]) == (1, -signal.SIGKILL)
         assert worker.process.wait(60) == 1
         order = [x["event"] for x in worker.log]
-        assert order.index("follower_ended") < order.index("group_lost") < order.index("draining")
+        # Two threads notice: who waits for the follower's end, and the step that it was part of.
+        assert order.index("group_lost") < order.index("draining")
 
 
 def test_followers_do_not_outlive_rank_0(model_root, file):
