@@ -18,7 +18,6 @@ import asyncio
 import dataclasses
 import itertools
 import json
-import math
 import os
 import random
 import sys
@@ -27,33 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
+from trimtab.bench.open_loop import Arrival, Outcome, percentile
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
-    """One request to send, in seconds after the start."""
-
-    at_seconds: float
-    model: str
-    prompt_tokens: int
-    output_tokens: int
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of a request; `error` is the exception's class, times are seconds."""
-
-    arrival: Arrival
-    lag_seconds: float
-    ttft_seconds: float | None = None
-    tpot_seconds: float | None = None
-    gaps_seconds: tuple[float, ...] = ()
-    end_seconds: float = 0.0
-    output_tokens: int = 0
-    error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,14 +119,6 @@ async def _send(
         end_seconds=times[-1] - start,
         output_tokens=tokens,
     )
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that at least `share` of them do not exceed; None of none."""
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def summary(

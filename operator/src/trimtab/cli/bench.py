@@ -61,6 +61,10 @@ BENCHES: Final[Mapping[str, Bench]] = {
         doc="a step in one process with one and two threads, and on two ranks, in turns",
         extra="engine",
     ),
+    "planner-cpu": Bench(
+        module="trimtab.bench.planner_cpu",
+        doc="your cluster: predictions beside a model served through gateway and workers",
+    ),
     "planner-des": Bench(
         module="trimtab.bench.planner_des",
         doc="a queue simulation from a fingerprint beside requests that were really served",

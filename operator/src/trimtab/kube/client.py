@@ -103,7 +103,36 @@ class KubeClient:
             await self._reread_credentials()
             return await self._send(method, path, **rest)
 
-    async def _send(
+    async def text(self, path: str) -> str:
+        """Return the body of a GET as it is: what a pod answers through the API server's proxy.
+
+        Raises:
+            ApiError: The server answered with 300 or more.
+            aiohttp.ClientError, TimeoutError: It did not answer.
+        """
+        data = await self._answer(
+            "GET",
+            path,
+            query=None,
+            body=None,
+            content_type=JSON,
+            accept="*/*",
+            timeout_seconds=_TIMEOUT_SECONDS,
+        )
+        return data.decode(errors="replace")
+
+    async def _send(self, method: str, path: str, **rest: Any) -> Manifest:
+        parsed = json.loads(await self._answer(method, path, **rest))
+        if not isinstance(parsed, dict):
+            raise ApiError(
+                method=method,
+                path=path,
+                code=200,
+                status={"message": "the answer is not a JSON object"},
+            )
+        return parsed
+
+    async def _answer(
         self,
         method: str,
         path: str,
@@ -113,7 +142,7 @@ class KubeClient:
         content_type: str,
         accept: str,
         timeout_seconds: float,
-    ) -> Manifest:
+    ) -> bytes:
         headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -137,15 +166,7 @@ class KubeClient:
                 status=parse_status(data, code=answer.status),
                 retry_after_seconds=_seconds(answer.getheader("Retry-After")),
             )
-        parsed = json.loads(data)
-        if not isinstance(parsed, dict):
-            raise ApiError(
-                method=method,
-                path=path,
-                code=answer.status,
-                status={"message": "the answer is not a JSON object"},
-            )
-        return parsed
+        return data
 
     async def _reread_credentials(self) -> None:
         fresh = await configuration()
