@@ -22,7 +22,10 @@ MODEL = "smollm2-135m"
 
 def values(*, quick: bool) -> dict[str, object]:
     """Return chart values: one gateway, models from this machine's folder."""
+    # Pods run this checkout, also where another one is installed in the environment.
+    sources = ":".join(str(st.ROOT / part / "src") for part in ("operator", "workers"))
     return {
+        "podDefaults": {"extraEnv": [{"name": "PYTHONPATH", "value": sources}]},
         "gateway": {"replicas": 1},
         "operator": {"fingerprintGrid": "quick"} if quick else {},
         "sources": {"hostPath": {"enabled": True, "allowedPrefixes": [str(st.model_folder())]}},

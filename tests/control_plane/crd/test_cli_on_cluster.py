@@ -116,3 +116,33 @@ def test_release_takes_our_finalizer_and_leaves_others(api: Api, control_plane: 
         )
     again = run(control_plane, "finalizers", "release", "-o", "json")
     assert "held" not in again.stdout
+
+
+def test_an_interrupted_benchmark_leaves_nothing(
+    api: Api, control_plane: Any, tmp_path: Any
+) -> None:
+    """`bench planner-cpu` that is told to end while it waits for a roll-out deletes what it created."""
+    words = ["bench", "planner-cpu", "--short", "--namespace", "bench-gone"]
+    words += ["--source", "{hostPath: {path: /models}}", "--results", str(tmp_path / "r.jsonl")]
+    space = "/api/v1/namespaces/bench-gone"
+    intent = "/apis/trimtab.dev/v1alpha1/namespaces/bench-gone/inferenceintents/bench-bf16"
+    with subprocess.Popen(
+        [sys.executable, "-m", "trimtab.bench.planner_cpu", *words[1:]],
+        env=os.environ | {"KUBECONFIG": str(control_plane.kubeconfig)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as bench:
+        assert bench.stderr is not None
+        # The first look at the intent comes after it was created.
+        said = next((line for line in bench.stderr if line.startswith("bench-bf16:")), "")
+        created = api.request("GET", intent)
+        bench.terminate()
+        rest = bench.stderr.read()
+        code = bench.wait(60)
+    assert said, rest
+    assert created.code == 200
+    assert created.body["spec"]["constraints"]["precisions"] == ["bf16"]
+    assert code == 130, rest
+    assert api.request("GET", intent).code == 404
+    left = api.request("GET", space)
+    assert left.code == 404 or left.body["metadata"].get("deletionTimestamp")

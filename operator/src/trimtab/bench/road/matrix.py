@@ -80,7 +80,9 @@ class Shape:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Shape:
         """Read what `to_dict` wrote."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
         return cls(**fields)
 
 
