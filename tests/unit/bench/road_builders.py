@@ -22,6 +22,7 @@ SHAPE = Shape(
     preempt=True,
     prompt=64,
     output=64,
+    length_cv=0.5,
 )
 PRICES = 'cpuHour: {"*": "0.04"}\nmemoryGiBHour: "0.005"\n'
 INSPECTION = json.dumps(

@@ -1,6 +1,9 @@
 """The open-loop client of `planner-cpu`, against a real server with a played engine."""
 
 import asyncio
+import statistics
+
+import pytest
 
 from tests.unit.server.conftest import running
 from tests.unit.server.fake_engine import FakeEngine
@@ -50,11 +53,16 @@ async def test_refusals_and_silence_are_counted_by_kind():
 
 
 def test_a_load_has_its_mean_number_of_requests():
-    """Equal seeds give equal times, rising, exactly as many as the rate says."""
-    shape = {"model": "m", "prompt_tokens": 1, "output_tokens": 2}
+    """Equal seeds give equal times, rising, exactly as many as the rate says, and lengths keep their means."""
+    shape = {"model": "m", "prompt_tokens": 64, "output_tokens": 200, "length_cv": 1.0}
     found = scattered(rate=0.5, seconds=100.0, seed=1, **shape)
     assert found == scattered(rate=0.5, seconds=100.0, seed=1, **shape)
     assert len(found) == 50
     times = [a.at_seconds for a in found]
     assert times == sorted(times)
     assert times[-1] <= 100.0
+    assert statistics.fmean(a.prompt_tokens for a in found) == pytest.approx(64, rel=0.05)
+    assert statistics.fmean(a.output_tokens for a in found) == pytest.approx(200, rel=0.05)
+    assert statistics.stdev(a.output_tokens for a in found) > 120
+    equal = scattered(rate=0.5, seconds=100.0, seed=1, **shape | {"length_cv": 0.0})
+    assert {(a.prompt_tokens, a.output_tokens) for a in equal} == {(64, 200)}

@@ -29,7 +29,15 @@ def an_outcome(at, *, ttft=0.1, span=0.9, tokens=10, error=None):
 
 def a_run(**fields):
     base = Run(
-        way="bf16-x1", kind="load", share=0.5, repeat=0, rate=0.5, seconds=10.0, prompt=4, output=10
+        way="bf16-x1",
+        kind="load",
+        share=0.5,
+        repeat=0,
+        rate=0.5,
+        seconds=10.0,
+        prompt=4,
+        output=10,
+        length_cv=1.0,
     )
     return replace(base, **fields)
 

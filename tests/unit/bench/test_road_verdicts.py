@@ -107,7 +107,7 @@ def test_picks_are_right_where_predictions_are(tmp_path):
     told = found["targets"]["pick is the observed best in 80 % of cells, raw"]
     assert told["cells"] == 8
     assert told["options_differ_by_more_than_the_spread"] >= 4
-    assert told["percent"] == 100.0
+    assert told["percent"] >= 80
 
 
 def test_a_wrong_pick_is_counted(tmp_path):

@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import random
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -68,26 +69,44 @@ class Endpoint:
 
 
 def scattered(
-    *, rate: float, seconds: float, model: str, prompt_tokens: int, output_tokens: int, seed: int
+    *,
+    rate: float,
+    seconds: float,
+    model: str,
+    prompt_tokens: int,
+    output_tokens: int,
+    length_cv: float,
+    seed: int,
 ) -> list[Arrival]:
     """Return the arrivals of a Poisson process given that it has its mean number of them.
 
     Their times are uniform and independent. A Poisson number would add its own spread to the rate,
-    a tenth at 100 requests, which says nothing about a server.
+    a tenth at 100 requests, which says nothing about a server. For the same reason lengths are the
+    quantiles of a lognormal distribution in random order, so that their means come out.
     """
     source = random.Random(seed)  # noqa: S311 - traffic of a benchmark
     count = max(1, round(rate * seconds))
     times = sorted(source.uniform(0, seconds) for _ in range(count))
+    prompts = _lengths(prompt_tokens, cv=length_cv, count=count, source=source)
+    outputs = _lengths(output_tokens, cv=length_cv, count=count, source=source)
     return [
         Arrival(
             at_seconds=at,
             model=model,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
+            prompt_tokens=prompt,
+            output_tokens=output,
             seed=source.getrandbits(31),
         )
-        for at in times
+        for at, prompt, output in zip(times, prompts, outputs, strict=True)
     ]
+
+
+def _lengths(mean: int, *, cv: float, count: int, source: random.Random) -> list[int]:
+    spread = math.log(1 + cv**2)
+    normal = statistics.NormalDist(math.log(mean) - spread / 2, math.sqrt(spread) or 1e-9)
+    found = [max(1, round(math.exp(normal.inv_cdf((i + 0.5) / count)))) for i in range(count)]
+    source.shuffle(found)
+    return found
 
 
 async def drive(

@@ -28,6 +28,7 @@ from trimtab.bench.road.stage import Stage
 from trimtab.bench.road.verdicts import report
 from trimtab.cli.cluster import connected
 from trimtab.cli.output import CommandError
+from trimtab.planning.workload import Variation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,8 @@ _FULL: Final = Shape(
     preempt=True,
     prompt=64,
     output=64,
+    # What plans assume until lengths are observed.
+    length_cv=Variation().output,
 )
 _SHORT: Final = replace(
     _FULL, loads=(0.5,), replicas=(1,), repeats=2, seconds=20.0, capacity_seconds=15.0
@@ -101,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-preempt", action="store_true", help="no run on a small KV cache")
     parser.add_argument("--prompt-tokens", type=int)
     parser.add_argument("--output-tokens", type=int)
+    parser.add_argument(
+        "--length-cv", type=float, help="coefficient of variation of lengths; 0: all equal"
+    )
     parser.add_argument(
         "--ready-seconds", type=float, default=1200.0, help="patience with each roll-out"
     )
@@ -166,11 +172,12 @@ def _shape(options: argparse.Namespace) -> Shape:
         "preempt": False if options.no_preempt else None,
         "prompt": options.prompt_tokens,
         "output": options.output_tokens,
+        "length_cv": options.length_cv,
     }
     base = _SHORT if options.short else _FULL
     shape = replace(base, **{k: v for k, v in wanted.items() if v is not None})
     least = min(shape.repeats, shape.prompt, shape.output - 1, *shape.replicas)
-    if least < 1 or shape.seconds <= 0 or shape.capacity_seconds < 0:
+    if least < 1 or shape.seconds <= 0 or min(shape.capacity_seconds, shape.length_cv) < 0:
         raise CommandError(
             f"There is nothing to measure in {shape.to_dict()}: give at least one repeat, replica, "
             "prompt token and second, and two output tokens."

@@ -144,6 +144,7 @@ class Conductor:
             seconds=_FIRST_SECONDS,
             prompt=self.shape.prompt,
             output=min(16, self.shape.output),
+            length_cv=0.0,
         )
         await drive(
             await self.stage.endpoint(), run.arrivals(served.public_name), until_seconds=60.0
@@ -222,6 +223,8 @@ def row_of(
     if before is not None and after is not None:
         counters = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in COUNTED}
     tokens = tokens_within(outcomes, begin=begin, end=run.total_seconds)
+    sent = [o.arrival.output_tokens for o in outcomes]
+    mean = sum(sent) / len(sent) if sent else run.output
     return Row(
         run=run,
         requests=len(counted),
@@ -231,7 +234,7 @@ def row_of(
         e2e_us=tuple(
             round(1e6 * (o.end_seconds - o.arrival.at_seconds - o.lag_seconds)) for o in good
         ),
-        requests_per_second=tokens / run.output / run.seconds,
+        requests_per_second=tokens / mean / run.seconds,
         lag_ms_p99=None if lag is None else round(1000 * lag, 2),
         load_average=load_average,
         counters=counters,

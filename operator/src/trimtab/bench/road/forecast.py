@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from trimtab.bench.road.anchoring import corrected
 from trimtab.bench.road.matrix import (
     PREEMPT_OUTPUT,
     PREEMPT_PROMPT,
@@ -13,20 +14,30 @@ from trimtab.bench.road.matrix import (
     Run,
     Shape,
     Way,
+    preempting,
 )
+from trimtab.cli.output import CommandError
 from trimtab.observe.capabilities import ASSUMED
-from trimtab.planning.calibration import calibrate
-from trimtab.planning.estimate import Source, evaluate, find_source
+from trimtab.planning.estimate import find_source
+from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.queue_sim import simulate
 from trimtab.planning.scheduler_limits import SchedulerLimits
-from trimtab.planning.snapshot import Config, CpuPool, FleetSnapshot, IntentView
+from trimtab.planning.snapshot import (
+    Config,
+    Constraints,
+    CpuPool,
+    FleetSnapshot,
+    IntentView,
+    Load,
+)
 from trimtab.planning.workload import Arrival, PlannedLoad
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trimtab.observe.inspections import ModelFacts
+    from trimtab.planning.estimate import Source
     from trimtab.planning.fingerprint import Fingerprint
     from trimtab.planning.plan import Option
     from trimtab.planning.prices import PriceBook
@@ -43,8 +54,8 @@ _LEAST_RATE: Final = 1e-3
 _ROUNDS: Final = 4
 _PREEMPT_TRIES: Final = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
 _ENOUGH_PREEMPTED: Final = 0.1
-_TRIED_REQUESTS_SECONDS: Final = 300.0
 _WATERMARK_PERMILLE: Final = 20
+_ROOMY_NODES, _ROOMY_BYTES = 16, 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,22 +93,32 @@ class Forecast:
         self._model = known.facts.model
         self._cpu_model = known.facts.cpu_model
         self._prompt, self._output = prompt, output
-        self._anchors = tuple(anchors)
-        self._sources: dict[str, Source] = {}
         self._options: dict[tuple[Way, PlannedLoad], Option] = {}
         self._replays: dict[tuple[Run, float], Replay] = {}
-        pool = CpuPool(node="", cpu_model=self._cpu_model, millicores=1000, memory_bytes=1 << 50)
+        depth = self._model.depth
         self._snapshot = FleetSnapshot(
             intents=(),
-            pools=(pool,),
+            # Room for all: what fits is the operator's to say, when the way is served.
+            pools=tuple(
+                CpuPool(
+                    node=f"n{n}",
+                    cpu_model=self._cpu_model,
+                    millicores=1000,
+                    memory_bytes=_ROOMY_BYTES,
+                )
+                for n in range(_ROOMY_NODES)
+            ),
             capabilities=ASSUMED,
-            fingerprints=known.fingerprints,
+            fingerprints=tuple(
+                corrected(found, anchors, depth=depth, policy=POLICY)
+                for found in known.fingerprints
+            ),
             prices=known.prices,
             gateway_overhead_us=known.overhead_us,
         )
         self._intent = IntentView(
             uid="bench",
-            namespace="",
+            namespace="trimtab-bench",
             name="bench",
             generation=1,
             created_seconds=0,
@@ -185,7 +206,7 @@ class Forecast:
         return Replay(
             values={
                 "TTFT": tuple(s.ttft_us + extra for s in counted),
-                "TPOT": tuple(s.tpot_us for s in counted),
+                "TPOT": tuple(s.tpot_us for s in counted if s.output > 1),
                 "E2E": tuple(s.e2e_us + extra for s in counted),
             },
             preemptions=found.preemptions,
@@ -195,60 +216,40 @@ class Forecast:
     def _preempting(self, shape: Shape) -> float:
         """Return the lowest rate at which a small cache preempts one request in ten, simulated."""
         way = shape.small_way()
-        source = self._source(way.precision)
-        roomy = evaluate(
-            self._intent,
-            self._model,
-            self._config(way.precision),
-            replicas=1,
-            load=PlannedLoad(
-                rate=1e-3, prompt=PREEMPT_PROMPT, output=PREEMPT_OUTPUT, assumed=False
-            ),
-            source=source,
-            snapshot=self._snapshot,
-            policy=POLICY,
+        load = PlannedLoad(
+            rate=_LEAST_RATE, prompt=PREEMPT_PROMPT, output=PREEMPT_OUTPUT, assumed=False
         )
-        rate = capacity = roomy.predicted.capacity_milli_rps / 1000
+        rate = capacity = self._option(way, load).predicted.capacity_milli_rps / 1000
         for share in _PREEMPT_TRIES:
             rate = share * capacity
-            run = Run(
-                way=way.name,
-                kind="preempt",
-                share=0.0,
-                repeat=0,
-                rate=rate,
-                seconds=_TRIED_REQUESTS_SECONDS,
-                prompt=PREEMPT_PROMPT,
-                output=PREEMPT_OUTPUT,
-            )
+            run = preempting(shape, rate=rate, repeat=0)
             found = self.replay(run, way, planned_rate=0.0)
             if found.preemptions >= _ENOUGH_PREEMPTED * found.served:
                 break
         return rate
 
     def _option(self, way: Way, load: PlannedLoad) -> Option:
+        """Return what the planner says of an intent that is pinned to a way."""
         if (way, load) not in self._options:
-            self._options[way, load] = evaluate(
+            pinned = replace(
                 self._intent,
-                self._model,
-                self._config(way.precision),
-                replicas=way.replicas,
-                load=load,
-                source=self._source(way.precision),
-                snapshot=self._snapshot,
-                policy=POLICY,
+                load=Load(
+                    requests_per_second=load.rate,
+                    prompt_tokens=load.prompt,
+                    output_tokens=load.output,
+                ),
+                constraints=Constraints(
+                    precisions=(way.precision,),
+                    min_replicas=way.replicas,
+                    max_replicas=way.replicas,
+                ),
             )
+            plan = plan_fleet(replace(self._snapshot, intents=(pinned,)), POLICY).intents[0]
+            if plan.option is None:
+                raise CommandError(f"{way.name} cannot be predicted: {plan.message}")
+            self._options[way, load] = plan.option
         return self._options[way, load]
 
-    def _config(self, precision: str) -> Config:
-        return Config(product="cpu", cpu_model=self._cpu_model, precision=precision, threads=1)
-
     def _source(self, precision: str) -> Source:
-        if precision not in self._sources:
-            raw = find_source(
-                self._model, self._config(precision), snapshot=self._snapshot, policy=POLICY
-            )
-            own = [a for a in self._anchors if a.key == raw.fingerprint.key.digest()]
-            model = calibrate(raw.model, own, policy=POLICY) if own else raw.model
-            self._sources[precision] = replace(raw, model=model, memo={})
-        return self._sources[precision]
+        config = Config(product="cpu", cpu_model=self._cpu_model, precision=precision, threads=1)
+        return find_source(self._model, config, snapshot=self._snapshot, policy=POLICY)

@@ -50,8 +50,9 @@ class Shape:
         seconds: Of a run at a load.
         capacity_seconds: Of a run at saturation; 0 leaves it out.
         preempt: Whether a small cache is tried.
-        prompt: Tokens of every prompt.
-        output: Tokens of every answer.
+        prompt: Mean tokens of a prompt.
+        output: Mean tokens of an answer.
+        length_cv: Coefficient of variation of both.
     """
 
     loads: tuple[float, ...]
@@ -63,6 +64,7 @@ class Shape:
     preempt: bool
     prompt: int
     output: int
+    length_cv: float
 
     def ways(self) -> tuple[Way, ...]:
         """Return the ways whose loads are compared."""
@@ -113,6 +115,7 @@ class Run:
     seconds: float
     prompt: int
     output: int
+    length_cv: float
 
     @property
     def key(self) -> str:
@@ -137,6 +140,7 @@ class Run:
             model=model,
             prompt_tokens=self.prompt,
             output_tokens=self.output,
+            length_cv=self.length_cv,
             seed=zlib.crc32(f"{self.kind} {self.share:g} {self.repeat}".encode()),
         )
 
@@ -155,7 +159,7 @@ def blocks(shape: Shape, rates: Rates) -> Iterator[tuple[Way, tuple[Run, ...]]]:
             full = [_full(shape, rates, way, repeat)] if shape.capacity_seconds else []
             yield way, (*loads, *full)
         if shape.preempt:
-            yield shape.small_way(), (_preempting(shape, rates, repeat),)
+            yield shape.small_way(), (preempting(shape, rate=rates.preempt, repeat=repeat),)
 
 
 def total_seconds(runs: Sequence[Run]) -> float:
@@ -173,6 +177,7 @@ def _run(shape: Shape, rates: Rates, way: Way, repeat: int, share: float) -> Run
         seconds=shape.seconds,
         prompt=shape.prompt,
         output=shape.output,
+        length_cv=shape.length_cv,
     )
 
 
@@ -186,17 +191,20 @@ def _full(shape: Shape, rates: Rates, way: Way, repeat: int) -> Run:
         seconds=shape.capacity_seconds,
         prompt=shape.prompt,
         output=shape.output,
+        length_cv=shape.length_cv,
     )
 
 
-def _preempting(shape: Shape, rates: Rates, repeat: int) -> Run:
+def preempting(shape: Shape, *, rate: float, repeat: int) -> Run:
+    """Return a run on the small cache; lengths are equal, so that none fills it alone."""
     return Run(
         way=shape.small_way().name,
         kind="preempt",
         share=0.0,
         repeat=repeat,
-        rate=rates.preempt,
+        rate=rate,
         seconds=shape.seconds,
         prompt=PREEMPT_PROMPT,
         output=PREEMPT_OUTPUT,
+        length_cv=0.0,
     )

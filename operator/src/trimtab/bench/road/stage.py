@@ -14,6 +14,8 @@ from trimtab.api.v1alpha1.names import (
     COMPONENT_LABEL,
     GROUP,
     INTENT_LABEL,
+    MANAGED_BY_LABEL,
+    OPERATOR,
     PAUSED_ANNOTATION,
 )
 from trimtab.bench.open_loop import Endpoint
@@ -249,13 +251,14 @@ class Stage:
             await asyncio.sleep(self._poll_seconds)
 
     async def _measuring(self) -> bool:
-        """Return whether a fingerprint Job runs: it would take the worker's cores."""
-        jobs = await self._client.request(
-            "GET",
-            JOB.path(namespace=self._system),
-            query={"labelSelector": f"{COMPONENT_LABEL}=fingerprint"},
-        )
-        return any((job.get("status") or {}).get("active") for job in jobs.get("items") or ())
+        """Return whether a Job of the operator runs: it would take the workers' cores."""
+        ours = {"labelSelector": f"{MANAGED_BY_LABEL}={OPERATOR}"}
+        for namespace in (self._system, self._namespace):
+            path = JOB.path(namespace=namespace)
+            found = await self._client.request("GET", path, query=ours)
+            if any((job.get("status") or {}).get("active") for job in found.get("items") or ()):
+                return True
+        return False
 
     async def _find_gateway(self) -> str:
         selector = {"labelSelector": f"{COMPONENT_LABEL}=gateway"}
