@@ -35,7 +35,7 @@ class Seen:
     Attributes:
         ttft_us, tpot_us, e2e_us: Of all repeats together.
         capacity: Requests per second at saturation, all replicas; None where it was not measured.
-        fastest_us: End to end of the request that waited least, at any load.
+        alone: TTFT and TPOT of requests that met next to nobody, µs.
         spread: Relative, of each figure between repeats on equal requests; what noise explains.
     """
 
@@ -43,7 +43,7 @@ class Seen:
     tpot_us: tuple[int, ...]
     e2e_us: tuple[int, ...]
     capacity: float | None
-    fastest_us: int
+    alone: tuple[float, float]
     spread: float
 
 
@@ -74,15 +74,16 @@ def wishes(
 def observed(option: Option, seen: Seen, *, load: PlannedLoad) -> Option:
     """Return an option with what was seen in place of what was predicted."""
     capacity = seen.capacity or option.predicted.capacity_milli_rps / 1000
+    ttft, tpot = _latency(seen.ttft_us), _latency(seen.tpot_us)
     return replace(
         option,
         margin_permille=0,
         ttft_margin_permille=0,
         predicted=Prediction(
-            ttft=_latency(seen.ttft_us),
-            tpot=_latency(seen.tpot_us),
-            e2e=_latency(seen.e2e_us),
-            unloaded_e2e_us=seen.fastest_us,
+            ttft=ttft,
+            tpot=tpot,
+            e2e=_end_to_end(seen, ttft, tpot, output=load.output),
+            unloaded_e2e_us=round(seen.alone[0] + (load.output - 1) * seen.alone[1]),
             capacity_milli_rps=round(1000 * capacity),
             utilisation_permille=round(1000 * load.rate / capacity),
             mean_batch_milli=option.predicted.mean_batch_milli,
@@ -185,4 +186,20 @@ def _latency(samples: Sequence[int]) -> Latency:
         p99_us=at(0.99),
         percentile=_JUDGED_PERCENTILE,
         percentile_us=at(_JUDGED_PERCENTILE / 100),
+    )
+
+
+def _end_to_end(seen: Seen, ttft: Latency, tpot: Latency, *, output: int) -> Latency:
+    """Return E2E as plans mean it: percentiles are of a request of mean length, not of long ones."""
+
+    def at(first: int, each: int) -> int:
+        return first + (output - 1) * each
+
+    return Latency(
+        mean_us=round(statistics.fmean(seen.e2e_us)) if seen.e2e_us else 0,
+        p50_us=at(ttft.p50_us, tpot.p50_us),
+        p95_us=at(ttft.p95_us, tpot.p95_us),
+        p99_us=at(ttft.p99_us, tpot.p99_us),
+        percentile=_JUDGED_PERCENTILE,
+        percentile_us=at(ttft.percentile_us, tpot.percentile_us),
     )

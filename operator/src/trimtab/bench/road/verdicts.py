@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from trimtab.bench.open_loop import UNFINISHED
+from trimtab.bench.open_loop import UNFINISHED, percentile
 from trimtab.bench.road.anchoring import PREEMPTIONS, anchors
 from trimtab.bench.road.choices import Seen, compare, wishes
 from trimtab.bench.road.figures import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 JSON = dict[str, Any]  # any: a document
 _RIGHT_PERCENT: Final = 80.0
+_ALONE: Final = 0.05
 _SHARED_CORES: Final = "replicas share cores with gateway and client: order only"
 
 
@@ -295,7 +296,10 @@ def _seen(bench: _Bench, way: Way, share: float, *, fresh: bool) -> Seen | None:
         tpot_us=tuple(pooled(rows, "TPOT")),
         e2e_us=tuple(pooled(rows, "E2E")),
         capacity=statistics.median(capacity) if capacity else None,
-        fastest_us=min(pooled(bench.of(way.name, "load"), "E2E")),
+        alone=(
+            percentile(pooled(bench.of(way.name, "load"), "TTFT"), _ALONE) or 0.0,
+            percentile(pooled(bench.of(way.name, "load"), "TPOT"), _ALONE) or 0.0,
+        ),
         spread=max((n for n in noise if n is not None), default=0.0) / 100,
     )
 
