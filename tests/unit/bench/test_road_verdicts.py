@@ -52,6 +52,8 @@ def test_anchors_are_not_scored_on_their_own_repeat(tmp_path):
     assert {tpot(cell)["anchored_error_percent"] for cell in found["cells"]} == {None}
     assert {tpot(cell)["anchored_verdict"] for cell in found["cells"]} == {"not judged"}
     assert found["preemption"] is None
+    # One repeat has no spread, so nothing is told apart.
+    assert [c for c in found["choices"] if c["counted"]] == []
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,8 @@ def test_replicas_without_a_core_of_their_own_are_not_judged(tmp_path):
     assert said == {
         "bf16-x1": "met", "bf16-x2": "not judged", "fp32-x1": "met", "fp32-x2": "not judged",
     }  # fmt: skip
+    assert set(found["choices"][0]["options"]) == set(said)
+    assert set(found["choices_with_a_core_each"][0]["options"]) == {"bf16-x1", "fp32-x1"}
 
 
 def test_picks_are_right_where_predictions_are(tmp_path):
@@ -104,7 +108,7 @@ def test_picks_are_right_where_predictions_are(tmp_path):
     assert [(c["load"], c["objective"]) for c in found["choices"]][:4] == [
         (0.2, "MinLatency"), (0.2, "MinCost"), (0.2, "TargetLatency"), (0.2, "TargetCost"),
     ]  # fmt: skip
-    told = found["targets"]["pick is the observed best in 80 % of cells, raw"]
+    told = found["targets"]["pick is the observed best in 80 % of choices"]
     assert told["cells"] == 8
     assert told["options_differ_by_more_than_the_spread"] >= 4
     assert told["percent"] >= 80
@@ -119,7 +123,7 @@ def test_a_wrong_pick_is_counted(tmp_path):
         ("bf16-x1", "fp32-x1", "worse")
     }
     assert min(c["regret_percent"] for c in latency) > 30
-    told = found["targets"]["pick is the observed best in 80 % of cells, raw"]
+    told = found["targets"]["pick is the observed best in 80 % of choices"]
     assert told["worse"] >= 2
     assert told["percent"] < 80
 

@@ -237,9 +237,9 @@ def _text(document: JSON) -> str:
     if small:
         told = f"small KV cache, {small['label']}: {small['kv_tokens']}, {small['preemptions']}"
         parts += ["", told, table(_figures(small | {"load": "-"}))]
-    for title in ("choices", "choices_anchored"):
+    for title in (key for key in document if key.startswith("choices")):
         rows = [{k: v for k, v in one.items() if k != "options"} for one in document[title]]
-        parts += ["", f"{title.replace('_', ', ')}:", table(rows)]
+        parts += ["", f"{title.replace('_', ' ')}:", table(rows)]
     parts += ["", *(f"{name}: {found}" for name, found in document["targets"].items())]
     return "\n".join(parts)
 

@@ -36,7 +36,8 @@ class Seen:
         ttft_us, tpot_us, e2e_us: Of all repeats together.
         capacity: Requests per second at saturation, all replicas; None where it was not measured.
         alone: TTFT and TPOT of requests that met next to nobody, µs.
-        spread: Relative, of each figure between repeats on equal requests; what noise explains.
+        spread: Relative, of figures between repeats, beyond what their requests explain; None of
+            one repeat.
     """
 
     ttft_us: tuple[int, ...]
@@ -44,7 +45,7 @@ class Seen:
     e2e_us: tuple[int, ...]
     capacity: float | None
     alone: tuple[float, float]
-    spread: float
+    spread: float | None
 
 
 def wishes(
@@ -136,7 +137,7 @@ def compare(
                 "meets": found[name].meets,
                 "score": round(found[name].score),
                 "worst_requirement": _worst(found[name]),
-                "spread_percent": round(100 * seen[name].spread, 2),
+                "spread_percent": _percent(seen[name].spread),
             }
             for name in options
         },
@@ -147,6 +148,8 @@ def _clearly_worse(
     other: Judged, best: Judged, seen: Seen, seen_best: Seen, wish: IntentView
 ) -> bool:
     """Return whether noise cannot explain that an option lost against the best."""
+    if seen.spread is None or seen_best.spread is None:
+        return False
     noise = max(seen.spread, seen_best.spread)
     ratio, best_ratio = _worst(other), _worst(best)
     if best.meets and not other.meets:
@@ -157,6 +160,10 @@ def _clearly_worse(
     gap = other.score / best.score - 1
     # Costs are exact; whether the cheaper one is good enough is not.
     return gap > noise if by_latency else gap > 0 and 1 - best_ratio > noise
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 2)
 
 
 def _worst(judged: Judged) -> float:

@@ -83,8 +83,13 @@ def report(ledger: Ledger) -> JSON:
     shape = bench.opening.shape
     tried = [_cell(bench, way, share) for way in shape.ways() for share in shape.loads]
     cells = [cell for cell in tried if cell is not None]
-    choices = [choice for share in shape.loads for choice in _choices(bench, share)]
-    again = [choice for share in shape.loads for choice in _choices(bench, share, anchored=True)]
+    apart = [way for way in shape.ways() if bench.judged(way)]
+    choices = {
+        "choices": _choices(bench, shape.ways()),
+        "choices_anchored": _choices(bench, shape.ways(), anchored=True),
+        "choices_with_a_core_each": _choices(bench, apart),
+        "choices_with_a_core_each_anchored": _choices(bench, apart, anchored=True),
+    }
     preempted = _preempted(bench)
     return {
         "benchmark": "planner-cpu",
@@ -100,9 +105,8 @@ def report(ledger: Ledger) -> JSON:
         "cells": cells,
         "capacity": [c for way in shape.ways() if (c := _capacity(bench, way)) is not None],
         "preemption": preempted,
-        "choices": choices,
-        "choices_anchored": again,
-        "targets": _targets([*cells, *([preempted] if preempted else [])], choices, again),
+        **choices,
+        "targets": _targets([*cells, *([preempted] if preempted else [])], choices),
     }
 
 
@@ -261,15 +265,25 @@ def _preempted(bench: _Bench) -> JSON | None:
     }
 
 
-def _choices(bench: _Bench, share: float, *, anchored: bool = False) -> list[JSON]:
-    """Return a comparison per objective at one load, of the ways that were measured there."""
+def _choices(bench: _Bench, ways: Sequence[Way], *, anchored: bool = False) -> list[JSON]:
+    """Return a comparison per load and objective, of those ways that were measured."""
     forecast = bench.anchored if anchored else bench.raw
     if forecast is None:
         return []
+    return [
+        {"load": share} | choice
+        for share in bench.opening.shape.loads
+        for choice in _chosen(bench, ways, share, forecast=forecast, fresh=anchored)
+    ]
+
+
+def _chosen(
+    bench: _Bench, ways: Sequence[Way], share: float, *, forecast: Forecast, fresh: bool
+) -> list[JSON]:
     seen = {
         way.name: found
-        for way in bench.opening.shape.ways()
-        if (found := _seen(bench, way, share, fresh=anchored)) is not None
+        for way in ways
+        if (found := _seen(bench, way, share, fresh=fresh)) is not None
     }
     if len(seen) < 2:
         return []
@@ -278,7 +292,7 @@ def _choices(bench: _Bench, share: float, *, anchored: bool = False) -> list[JSO
     load = forecast.load(share * bench.opening.rates.base)
     # Both are put to the same targets.
     wanted = wishes(forecast.intent, raw, load=load)
-    return [{"load": share} | compare(wish, options, seen, load=load) for wish in wanted]
+    return [compare(wish, options, seen, load=load) for wish in wanted]
 
 
 def _seen(bench: _Bench, way: Way, share: float, *, fresh: bool) -> Seen | None:
@@ -291,6 +305,7 @@ def _seen(bench: _Bench, way: Way, share: float, *, fresh: bool) -> Seen | None:
         machine_spread(rows, replays, "E2E", 0.5),
         machine_spread(rows, replays, "TPOT", 0.95),
     ]
+    known = [n for n in noise if n is not None]
     return Seen(
         ttft_us=tuple(pooled(rows, "TTFT")),
         tpot_us=tuple(pooled(rows, "TPOT")),
@@ -300,11 +315,11 @@ def _seen(bench: _Bench, way: Way, share: float, *, fresh: bool) -> Seen | None:
             percentile(pooled(bench.of(way.name, "load"), "TTFT"), _ALONE) or 0.0,
             percentile(pooled(bench.of(way.name, "load"), "TPOT"), _ALONE) or 0.0,
         ),
-        spread=max((n for n in noise if n is not None), default=0.0) / 100,
+        spread=None if len(known) < len(noise) else max(known) / 100,
     )
 
 
-def _targets(cells: Sequence[JSON], choices: Sequence[JSON], again: Sequence[JSON]) -> JSON:
+def _targets(cells: Sequence[JSON], choices: Mapping[str, Sequence[JSON]]) -> JSON:
     found: JSON = {}
     for metric, name in RAW:
         found[f"{metric} {name} within {RAW[metric, name]:g} %"] = _tally(
@@ -314,8 +329,8 @@ def _targets(cells: Sequence[JSON], choices: Sequence[JSON], again: Sequence[JSO
         found[f"{metric} {name} within {ANCHORED[metric, name]:g} % with anchors"] = _tally(
             [cell[metric][name] for cell in cells], "anchored_verdict", "anchored_error_percent"
         )
-    for title, made in (("raw", choices), ("with anchors", again)):
-        found[f"pick is the observed best in {_RIGHT_PERCENT:g} % of cells, {title}"] = _picks(made)
+    for title, made in choices.items():
+        found[f"pick is the observed best in {_RIGHT_PERCENT:g} % of {title}"] = _picks(made)
     return found
 
 
