@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 
 from tests.unit.planning.builders import CPU, SMOLLM2, a_fingerprint, a_key
 from trimtab.bench.road.anchoring import CONTEXT, PREEMPTIONS, SECONDS, SEQUENCES, STEPS
@@ -60,13 +61,14 @@ def documents(*, bf16=1.0, fp32=1.6):
     )
 
 
-def an_opening(*, shape=SHAPE, fingerprints=None):
+@lru_cache
+def an_opening(*, shape=SHAPE):
     opening = Opening(
         model="smollm2-135m",
         shape=shape,
         rates=Rates(base=0.0, saturating={}, preempt=0.0),
         inspection=INSPECTION,
-        fingerprints=documents() if fingerprints is None else fingerprints,
+        fingerprints=documents(),
         prices=PRICES,
         overhead_us=1000,
         conditions={"cpus": 2},
