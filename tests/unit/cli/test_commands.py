@@ -184,6 +184,29 @@ def test_plan_judges_precisions_by_measured_losses(fleet: Path, tmp_path: Path) 
     assert "bad.json: Accuracy field v is None" in done.output
 
 
+def test_what_a_precision_loses_is_measured_by_the_jobs_own_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command runs the Job's module, shows its figures, and leaves no file where it failed."""
+    out = tmp_path / "chat.json"
+    words = ["fingerprint", "accuracy", "--model", str(tmp_path / "none"), "--precision", "int8"]
+    done = RUN.invoke(app, [*words, "--out", str(out)])
+    assert done.exit_code == 1
+    assert not out.exists()
+    asked: list[list[str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> object:
+        asked.append(command)
+        Path(env["TRIMTAB_TERMINATION_LOG"]).write_text(dump([a_loss("int8", percent=0.4)]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    done = RUN.invoke(app, [*words, "--out", str(out), "--threads", "2"])
+    assert (done.exit_code, done.stdout.split(" of ")[0]) == (0, "int8 loses 0.4 %")
+    assert asked[0][-4:] == ["--threads", "2", "--precision", "int8"]
+    assert out.exists()
+
+
 def test_plan_as_a_table_shows_every_option(fleet: Path) -> None:
     """People see the options with figures, and a sentence for each that lost."""
     done = RUN.invoke(app, _plan(fleet, an_intent(load=LOAD)), env={"COLUMNS": "180"})
