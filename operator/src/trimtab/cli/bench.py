@@ -77,6 +77,10 @@ BENCHES: Final[Mapping[str, Bench]] = {
         module="trimtab.bench.planner_cost",
         doc="seconds times devices of a fingerprint beside those of the full model, same points",
     ),
+    "planner-traces": Bench(
+        module="trimtab.bench.planner_traces",
+        doc="simulation: choices for production traces on GPUs beside every static choice",
+    ),
     "planner-scale": Bench(
         module="trimtab.bench.planner_scale",
         doc="how long a plan takes: one intent, and 200 intents on 2,000 slots, roomy and scarce",

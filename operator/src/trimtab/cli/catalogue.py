@@ -26,7 +26,10 @@ _TIMEOUT_SECONDS: Final = 900
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueQuery:
-    """One fingerprint that is asked for; ``config`` None asks for what the package brings."""
+    """One fingerprint that is asked for; ``config`` None asks for what the package brings.
+
+    ``grid`` is ``thin`` (planner.md §4) or ``full``, which only benchmarks judge by.
+    """
 
     model: str
     system: str
@@ -35,6 +38,7 @@ class CatalogueQuery:
     kv_precision: str
     tensor_parallel_size: int
     config: Mapping[str, Any] | None = None  # any: a config.json
+    grid: str = "thin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,7 @@ def _as_json(query: CatalogueQuery) -> dict[str, Any]:
         "precision": query.precision,
         "kvPrecision": query.kv_precision,
         "tensorParallelSize": query.tensor_parallel_size,
+        "grid": query.grid,
     }
 
 

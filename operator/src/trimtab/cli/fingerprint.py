@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads annotations
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -106,6 +106,10 @@ def derive(
     product: Annotated[
         str | None, typer.Option(help="The product's name on nodes, where the system's differs.")
     ] = None,
+    grid: Annotated[
+        Literal["thin", "full"],
+        typer.Option(help="Points: thin for plans, full to judge by in benchmarks."),
+    ] = "thin",
     catalogue_python: Annotated[
         str | None,
         typer.Option(help="Interpreter with aiconfigurator; default: TRIMTAB_CATALOGUE_PYTHON."),
@@ -126,6 +130,7 @@ def derive(
             precision=precision,
             kv_precision=kv_precision,
             tensor_parallel_size=tensor_parallel,
+            grid=grid,
         )
         found = ask([query], python=catalogue_python).results[0]
         if isinstance(found, str):

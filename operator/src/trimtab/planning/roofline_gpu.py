@@ -9,10 +9,13 @@ from typing import Final
 
 from trimtab.planning.architecture import Architecture
 from trimtab.planning.fingerprint import Fingerprint, FingerprintKey, StepPoint
+from trimtab.planning.gpu_grid import THIN, Grid
 from trimtab.planning.policy import PlannerPolicy
 
-_DECODE = tuple((b, c) for b in (1, 8, 32, 128, 512) for c in (512, 2048, 8192))
-_PREFILL = ((128, 0), (512, 0), (1024, 0), (2048, 0), (8192, 0), (512, 4096), (2048, 8192))
+_GRID = Grid(
+    decode=THIN.decode,
+    prefill=((128, 0), (512, 0), (1024, 0), (2048, 0), (8192, 0), (512, 4096), (2048, 8192)),
+)
 # Whole µs in the document: ten layers apart keep a tenth of a µs of one.
 _DEPTHS = (1, 11)
 _ACTIVATION_BYTES = 2
@@ -73,7 +76,12 @@ PEAKS: Final[Mapping[str, Peak]] = {
 
 
 def gpu_roofline(
-    architecture: Architecture, *, key: FingerprintKey, peak: Peak, policy: PlannerPolicy
+    architecture: Architecture,
+    *,
+    key: FingerprintKey,
+    peak: Peak,
+    policy: PlannerPolicy,
+    grid: Grid = _GRID,
 ) -> Fingerprint:
     """Return an estimated fingerprint of one rank of a group, its all-reduces included.
 
@@ -85,8 +93,8 @@ def gpu_roofline(
         key=key,
         source="Roofline",
         depths=_DEPTHS,
-        decode=tuple(bound.point(batch=b, context=c) for b, c in _DECODE),
-        prefill=tuple(bound.point(chunk=n, cached=c) for n, c in _PREFILL),
+        decode=tuple(bound.point(batch=b, context=c) for b, c in grid.decode),
+        prefill=tuple(bound.point(chunk=n, cached=c) for n, c in grid.prefill),
     )
 
 

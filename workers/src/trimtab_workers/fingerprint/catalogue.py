@@ -27,26 +27,12 @@ from trimtab.planning.architecture import (
     architecture_hash,
 )
 from trimtab.planning.fingerprint import Fingerprint, FingerprintKey, StepPoint, dump
+from trimtab.planning.gpu_grid import GRIDS, THIN, Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PACKAGE: Final = "aiconfigurator"
-
-DECODE: Final = tuple((b, c) for b in (1, 8, 32, 128, 512) for c in (512, 2048, 8192))
-"""The grid of planner.md §4 for GPUs, and 512 sequences: the catalogue's engines run that many."""
-
-PREFILL: Final = (
-    (128, 0),
-    (512, 0),
-    (1024, 0),
-    (2048, 0),
-    (4096, 0),
-    (8192, 0),
-    (512, 4096),
-    (2048, 8192),
-)
-"""The same, and chunks up to those engines' budget of 8,192 tokens per step."""
 
 _GEMM: Final[Mapping[str, str]] = {
     "bf16": "bfloat16",
@@ -98,6 +84,7 @@ class Query:
         precision: Of the weights.
         kv_precision: Of the KV cache.
         tensor_parallel_size: GPUs per group.
+        grid: Which points, a name in `GRIDS`.
     """
 
     model: str
@@ -107,6 +94,7 @@ class Query:
     precision: str
     kv_precision: str
     tensor_parallel_size: int
+    grid: str = "thin"
 
 
 class CatalogueError(Exception):
@@ -150,6 +138,7 @@ def answer(catalogue: Catalogue, data: Mapping[str, Any]) -> dict[str, Any]:
             precision=str(data["precision"]),
             kv_precision=str(data["kvPrecision"]),
             tensor_parallel_size=int(data["tensorParallelSize"]),
+            grid=str(data.get("grid", "thin")),
         )
         config = query.config or bundled_config(query.model)
         fingerprint = catalogue.fingerprint(query, config)
@@ -203,7 +192,7 @@ class Catalogue:
             flags=(f"attention={attention}", f"catalogue={PACKAGE}-{self.package_version}"),
         )
         try:
-            return _measured(key, engines)
+            return _measured(key, engines, GRIDS[query.grid])
         except Exception as error:
             # The package raises its own kinds for points that it lacks.
             raise CatalogueError(_why(query, error)) from error
@@ -221,8 +210,8 @@ class Catalogue:
                     self._compile(query, config, depth=depth, cache=cache, attention=attention)
                     for depth in _DEPTHS
                 )
-                deep.predict_decode_latency(1, DECODE[0][1])
-                deep.predict_prefill_latency(1, PREFILL[0][0])
+                deep.predict_decode_latency(1, THIN.decode[0][1])
+                deep.predict_prefill_latency(1, THIN.prefill[0][0])
             except Exception as error:  # noqa: BLE001 - as above
                 failure = failure or error
             else:
@@ -282,7 +271,7 @@ def base_name(model: str) -> str:
     return _VARIANT.sub("", model.rsplit("/", 1)[-1].lower())
 
 
-def _measured(key: FingerprintKey, engines: tuple[Engine, Engine]) -> Fingerprint:
+def _measured(key: FingerprintKey, engines: tuple[Engine, Engine], grid: Grid) -> Fingerprint:
     def point(batch: int = 0, context: int = 0, chunk: int = 0, cached: int = 0) -> StepPoint:
         if batch:
             t1, t2 = (e.predict_decode_latency(batch, context) for e in engines)
@@ -305,8 +294,8 @@ def _measured(key: FingerprintKey, engines: tuple[Engine, Engine]) -> Fingerprin
         key=key,
         source="Catalogue",
         depths=_WRITTEN_DEPTHS,
-        decode=tuple(point(batch=b, context=c) for b, c in DECODE),
-        prefill=tuple(point(chunk=n, cached=c) for n, c in PREFILL),
+        decode=tuple(point(batch=b, context=c) for b, c in grid.decode),
+        prefill=tuple(point(chunk=n, cached=c) for n, c in grid.prefill),
     )
 
 
