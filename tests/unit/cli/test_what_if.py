@@ -139,6 +139,15 @@ def a_document(folder: Path, name: str, **key: Any) -> None:
     (folder / f"{name}.json").write_text(dump(made, limit=None))
 
 
+def test_the_summary_says_what_blocks_an_intent(files: Path) -> None:
+    """Who is not planned is a line of the table and a sentence below it."""
+    done = RUN.invoke(app, asked(files, "--summary", "--count", "n=0"))
+    assert done.exit_code == 0, done.output
+    (found,) = planned(files, "--count", "n=0")
+    assert found["planned"]["status"] == "False"
+    assert f"{found['planned']['reason']}: {found['planned']['message']}" in done.stdout
+
+
 def test_times_of_another_engine_serve_a_plan_and_say_so(files: Path) -> None:
     """A catalogue's document replaces the roofline, one level less sure than in its own engine."""
     a_document(files / "documents", "other")

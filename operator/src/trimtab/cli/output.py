@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_PIPED_COLUMNS: Final = 120
 
 
 class Format(StrEnum):
@@ -33,7 +37,10 @@ def console(*, stderr: bool = False) -> Console:
     """Return a console; rich is imported here, because most commands need only a line."""
     from rich.console import Console  # noqa: PLC0415 - 60 ms
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    piped = not sys.stdout.isatty()
+    # Into a file or a pipe nobody's window is 80 columns wide.
+    width = _PIPED_COLUMNS if piped and "COLUMNS" not in os.environ else None
+    return Console(stderr=stderr, highlight=False, soft_wrap=piped, width=width)
 
 
 def write(text: str) -> None:

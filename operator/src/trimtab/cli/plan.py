@@ -67,7 +67,7 @@ def plan(
         return
     for body in planned if not summary else ():
         _show(body)
-    _show_summary(decided, planned, load_factor=load_factor)
+    _show_summary(decided, planned, load_factor=load_factor, explained=not summary)
 
 
 def _counted(text: str) -> tuple[str, int]:
@@ -110,7 +110,9 @@ def _show(body: JSON) -> None:
     out.print()
 
 
-def _show_summary(decided: Decided, bodies: list[JSON], *, load_factor: float) -> None:
+def _show_summary(
+    decided: Decided, bodies: list[JSON], *, load_factor: float, explained: bool
+) -> None:
     from rich.markup import escape  # noqa: PLC0415 - 60 ms
 
     from trimtab.cli import plan_summary  # noqa: PLC0415 - only this command's
@@ -132,5 +134,9 @@ def _show_summary(decided: Decided, bodies: list[JSON], *, load_factor: float) -
             ),
         )  # fmt: skip
     out.print(table)
+    for body in bodies if not explained else ():
+        condition = body["status"]["conditions"][0]
+        if condition["status"] != "True":
+            out.print(f"[red]{condition['reason']}[/]: {escape(condition['message'])}")
     for sentence in plan_summary.sentences(decided, load_factor=load_factor):
         out.print(escape(sentence))
