@@ -46,6 +46,7 @@ from trimtab.settings import HostPathPolicy, Settings, Sources
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from trimtab.observe.loads import LoadBook
     from trimtab.planning.policy import PlannerPolicy
     from trimtab.planning.snapshot import FleetSnapshot, IntentView
 
@@ -479,7 +480,7 @@ class Running:
     def __init__(self, lab: Lab, settings: Settings) -> None:
         self.lab = lab
         self.settings = settings
-        self.planner = PlayedPlanner()
+        self.planner: Any = PlayedPlanner()
         self.admin = PlayedAdmin()
         self.writes: list[tuple[str, str]] = []
         self.operator: Operator | None = None
@@ -508,8 +509,13 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(lab: Lab, **changes: Any) -> AsyncIterator[Running]:
-    """Run the operator, kopf included, for the length of the block."""
+async def running(
+    lab: Lab, *, planner: Any = None, loads: LoadBook | None = None, **changes: Any
+) -> AsyncIterator[Running]:
+    """Run the operator, kopf included, for the length of the block.
+
+    `planner` stands in for the played one, `loads` for what gateways would count.
+    """
     fields: dict[str, Any] = {
         "system_namespace": lab.system,
         "policy_time_divisor": 20,
@@ -518,6 +524,7 @@ async def running(lab: Lab, **changes: Any) -> AsyncIterator[Running]:
         "network_error_seconds": 5,
     }
     found = Running(lab, Settings(**(fields | changes)))
+    found.planner = planner or found.planner
     async with await KubeClient.connect(manager="trimtab-operator") as client:
         writer = NotingWriter(
             client,
@@ -533,9 +540,10 @@ async def running(lab: Lab, **changes: Any) -> AsyncIterator[Running]:
             admin=found.admin,  # type: ignore[arg-type]
             clock=time.monotonic,
             utcnow=lambda: datetime.now(UTC),
-            pool=found.planner,  # type: ignore[arg-type]
+            pool=found.planner,
         )
         found.operator = operator
+        operator.world.loads = loads or operator.world.loads
         stop = asyncio.Event()
         jobs = asyncio.create_task(operator.run())
         watching = asyncio.create_task(

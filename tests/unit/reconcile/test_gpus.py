@@ -14,10 +14,12 @@ from tests.unit.reconcile.test_decide import of_kind
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.loads import LoadBook
+from trimtab.observe.records import deployment
 from trimtab.observe.requests import Requested
+from trimtab.planning.replan import Step
 from trimtab.planning.snapshot import Config, GpuPool
 from trimtab.reconcile.inferenceintent.decide import decide
-from trimtab.reconcile.inferenceintent.rollout import of_annotations
+from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
 from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot
 from trimtab.settings import Settings
 
@@ -155,3 +157,46 @@ def test_a_rollout_on_gpus_is_read_back() -> None:
     found = of_annotations(deployment["metadata"]["annotations"])
     assert found is not None
     assert found.config == GROUP
+
+
+def _moved(*, mode: str, kind: str = "Move", surge: bool = True, rolls: bool = False) -> Any:
+    """Return the strategy and the roll-out of an intent on GPUs after one more step."""
+    record = a_record()
+    option = dataclasses.replace(an_option(), config=GROUP)
+    plan = a_plan(record, option=option)
+    first = of_kind(decide(an_observed(record, plan=plan), settings=WITH_GPUS), "Deployment")
+    text = json.loads(first["metadata"]["annotations"][ANNOTATION]) | {"surge": surge}
+    first["metadata"]["annotations"][ANNOTATION] = json.dumps(text)
+    live = deployment(first | {"status": {} if rolls else DONE})
+    step = Step(kind=kind, config=GROUP, replicas=1, mode=mode)  # type: ignore[arg-type]
+    observed = an_observed(record, plan=plan, deployment=live)
+    made = decide(dataclasses.replace(observed, step=step), settings=WITH_GPUS)
+    found = of_kind(made, "Deployment")
+    return found["spec"]["strategy"]["rollingUpdate"], of_annotations(
+        found["metadata"]["annotations"]
+    )
+
+
+DONE = {
+    "observedGeneration": 0,
+    "replicas": 1,
+    "updatedReplicas": 1,
+    "availableReplicas": 1,
+    "readyReplicas": 1,
+}
+
+
+def test_a_move_without_a_free_gpu_takes_an_old_replica_first() -> None:
+    """A pod beside the old ones would wait for a GPU for ever; with room new ones come first."""
+    strategy, _ = _moved(mode="OneByOne")
+    assert strategy == {"maxUnavailable": 1, "maxSurge": 0}
+    strategy, _ = _moved(mode="MakeBeforeBreak")
+    assert strategy == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+def test_a_move_without_room_goes_on_as_it_began_and_is_forgotten_at_its_end() -> None:
+    """A strategy that changed in the middle would stop the roll."""
+    strategy, rollout = _moved(mode="None", kind="Keep", surge=False, rolls=True)
+    assert (strategy["maxSurge"], rollout.surge) == (0, False)
+    strategy, rollout = _moved(mode="None", kind="Keep", surge=False)
+    assert (strategy["maxSurge"], rollout.surge) == (1, True)

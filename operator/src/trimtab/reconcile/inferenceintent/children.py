@@ -74,6 +74,7 @@ class Worker:
         several: Whether there is more than one replica, so that a disruption can be bounded.
         rollout: Text of the annotation that the roll-out is read back from.
         host_bytes: Files below `/tmp` that its engine keeps; 0 where it keeps none.
+        surge: Whether new pods start beside old ones.
     """
 
     home: Home
@@ -87,6 +88,7 @@ class Worker:
     rollout: str
     settings: Settings
     host_bytes: int = 0
+    surge: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,7 @@ def build(placement: Placement) -> Built:
         several=placement.several,
         rollout=rollout.to_json(),
         settings=placement.settings,
+        surge=rollout.surge,
     )
     model_set = _model_set(placement)
     template = pod_template(worker)
@@ -346,7 +349,10 @@ def _deployment(worker: Worker, template: Manifest) -> Manifest:
         "selector": {"matchLabels": dict(worker.home.selector)},
         "strategy": {
             "type": "RollingUpdate",
-            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+            "rollingUpdate": {
+                "maxUnavailable": 0 if worker.surge else 1,
+                "maxSurge": 1 if worker.surge else 0,
+            },
         },
         "revisionHistoryLimit": 2,
         "progressDeadlineSeconds": _STARTUP_SECONDS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from trimtab.api.v1alpha1.conditions import Condition, ConditionType, with_ready
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trimtab.observe.records import Record
     from trimtab.reconcile.group.decide import GroupStep
     from trimtab.reconcile.inferenceintent.children import Built
+    from trimtab.reconcile.inferenceintent.rollout import Rollout
     from trimtab.settings import Settings
 
 KIND: Final = "InferenceIntent"
@@ -228,6 +229,7 @@ def _built(
         rollout = before if step.config != plan.option.config else rollout
     if rollout is None:
         return None
+    rollout = replace(rollout, surge=_surges(observed, before, rollout))
     replicas = step.replicas if step is not None else plan.option.replicas
     return children.build(
         children.Placement(
@@ -240,6 +242,19 @@ def _built(
             settings=settings,
         )
     )
+
+
+def _surges(observed: ObservedIntent, before: Rollout | None, rollout: Rollout) -> bool:
+    """Tell whether new replicas start beside old ones; a move that began without room goes on so.
+
+    On ``cpu`` they always do: a pod requests a tenth of its threads.
+    """
+    step = observed.step
+    if rollout.config.product == "cpu":
+        return True
+    if step is not None and step.kind == "Move":
+        return step.mode == "MakeBeforeBreak"
+    return before is None or before.surge or not _rolling(observed)
 
 
 def _group_built(observed: ObservedIntent, groups: Mapping[str, GroupStep]) -> Built | None:

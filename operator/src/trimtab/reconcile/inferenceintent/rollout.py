@@ -28,7 +28,10 @@ MOST: Final = 2**53
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """The sizes of one replica, and for which generation of the intent they were chosen."""
+    """The sizes of one replica, and for which generation of the intent they were chosen.
+
+    Without ``surge`` an old replica goes before a new one comes: no device is free beside them.
+    """
 
     generation: int
     config: Config
@@ -39,6 +42,7 @@ class Rollout:
     max_batch_tokens: int
     drain_seconds: int
     nodes: tuple[str, ...] = ()
+    surge: bool = True
 
     def to_json(self) -> str:
         """Return the annotation's text."""
@@ -67,12 +71,13 @@ def _sane(rollout: Rollout) -> bool:
     """Whether an annotation, which anybody may edit, holds what plans can be made from."""
     config = rollout.config
     sizes = dataclasses.asdict(rollout)
-    del sizes["config"], sizes["nodes"]
+    del sizes["config"], sizes["nodes"], sizes["surge"]
     counts = [config.tensor_parallel_size, config.pipeline_parallel_size]
     # Threads are chosen on cpu only.
     counts += [config.threads] if config.product == "cpu" else []
     return (
-        type(config.threads) is int
+        type(rollout.surge) is bool
+        and type(config.threads) is int
         and 0 <= config.threads <= MOST
         and all(type(size) is int and 0 <= size <= MOST for size in sizes.values())
         and all(type(count) is int and 1 <= count <= MOST for count in counts)
@@ -114,6 +119,7 @@ def next_rollout(
     )
     if before is None or before.config != after.config:
         return after
+    before = dataclasses.replace(before, surge=True)
     sizes_do = (
         before.arena_bytes >= _SLACK * after.arena_bytes
         and before.max_model_len >= _SLACK * after.max_model_len
