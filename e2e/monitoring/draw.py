@@ -31,7 +31,7 @@ UNITS = {
     "Bps": ("MiB/s", 1 / 2**20),
     "percentunit": ("%", 100.0),
     "bytes": ("MiB", 1 / 2**20),
-    "currencyUSD": ("USD/h", 1.0),
+    "currencyUSD": ("USD", 1.0),
     "short": ("", 1.0),
     "none": ("", 1.0),
 }

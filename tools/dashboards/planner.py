@@ -149,6 +149,7 @@ PLANNING: Final = Row(
             queries=(
                 Query(expr=rate("trimtab_plan_changes_total", by="change"), legend="{{change}}"),
             ),
+            width=6,
         ),
         Panel(
             title="Planning time",
@@ -158,18 +159,27 @@ PLANNING: Final = Row(
                 Query(expr=quantile(q, "trimtab_plan_seconds"), legend=f"p{q * 100:g}")
                 for q in (0.5, 0.95)
             ),
+            width=6,
         ),
         Panel(
             title="Waiting for a plan",
-            description="Age of the oldest change that no plan takes into account, and plans that failed. Debouncing alone is up to 10 s.",
+            description="Age of the oldest change that no plan takes into account. Debouncing alone is up to 10 s.",
             unit="s",
+            queries=(Query(expr="max(trimtab_plan_waiting_seconds)", legend="waiting"),),
+            width=6,
+        ),
+        Panel(
+            title="Failures",
+            description="Plans that could not be made, and running intents of which the last plan found nothing out. Both are zero.",
+            unit="short",
             queries=(
-                Query(expr="max(trimtab_plan_waiting_seconds)", legend="waiting"),
                 Query(
                     expr="sum(increase(trimtab_plan_failures_total[$__rate_interval]))",
-                    legend="failed plans",
+                    legend="plans that failed",
                 ),
+                Query(expr="max(trimtab_intents_without_findings)", legend="without findings"),
             ),
+            width=6,
         ),
     ),
 )
