@@ -12,6 +12,7 @@ from tests.unit.planning.builders import a_fingerprint
 from tests.unit.planning.queue_cases import DEPTH, chunk_us
 from trimtab.cli.app import app
 from trimtab.cli.output import CommandError
+from trimtab.cli.replay_plot import log_ticks, ticks
 from trimtab.cli.traces import read_trace
 from trimtab.planning.fingerprint import dump
 
@@ -168,3 +169,24 @@ def test_bad_traces_are_named(tmp_path, name, text, words):
     with pytest.raises(CommandError) as caught:
         read_trace(path)
     assert words in str(caught.value)
+
+
+def test_axes_have_round_values():
+    """Linear axes count in ones, twos and fives, logarithmic ones by powers of ten, within their ends."""
+    assert ticks(0.0, 245.0) == [0, 50, 100, 150, 200]
+    assert ticks(0.0, 1.0) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert log_ticks(9.14, 26_600.0) == [
+        10,
+        20,
+        50,
+        100,
+        200,
+        500,
+        1000,
+        2000,
+        5000,
+        10_000,
+        20_000,
+    ]
+    assert log_ticks(0.02, 30_000.0) == [0.1, 1, 10, 100, 1000, 10_000]
+    assert log_ticks(3.004, 3.2) == [3.0, 3.2]

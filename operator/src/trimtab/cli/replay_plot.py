@@ -117,15 +117,12 @@ def _draw(panel: _Panel) -> list[str]:
         f'<path d="M{_LEFT},{panel.top}V{bottom}H{_WIDTH - _RIGHT}" fill="none" stroke="#444"/>',
         f'<text x="{_WIDTH - _RIGHT}" y="{bottom + 34}" text-anchor="end">{panel.x_label}</text>',
     ]
-    for n in range(_TICKS + 1):
-        share = n / _TICKS
-        value = low * (high / low) ** share if panel.log_x else low + (high - low) * share
+    for value in log_ticks(low, high) if panel.log_x else ticks(low, high):
         x, _ = place(value, 0.0)
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:.3g}</text>')
-        _, y = place(low, most * share)
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{most * share:.3g}</text>'
-        )
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
+    for value in ticks(0.0, most):
+        _, y = place(low, value)
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     for number, (name, line) in enumerate(panel.lines):
         colour = _COLOURS[number]
         drawn = (place(max(x, low), y) for x, y in line)
@@ -137,6 +134,24 @@ def _draw(panel: _Panel) -> list[str]:
             f'<text x="{_LEFT + 140 + 90 * number}" y="{panel.top - 8}" fill="{colour}">{name}</text>'
         )
     return parts
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return round values of a linear axis, at most six, both ends allowed."""
+    rough = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten within a logarithmic axis, one per power if it is long."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(powers) <= _TICKS + 1 else (1,)
+    found = [round(m * 10.0**power, 12) for power in powers for m in factors]
+    # An axis too short for any of them shows its ends.
+    return [v for v in found if low <= v <= high] or [float(f"{v:.3g}") for v in (low, high)]
 
 
 def _across(x: float, *, low: float, high: float, log: bool) -> float:
