@@ -145,7 +145,7 @@ def an_option(view: IntentView, *, precision: str = "bf16", **changes: Any) -> O
         ),
         "margin_permille": 200,
         "ttft_margin_permille": 200,
-        "confidence": Confidence(level="Low", reasons=("estimated",)),
+        "confidence": Confidence(level="Low", reasons=("estimated",), source="Measured"),
         "cost_per_hour_micro_usd": 40_000,
         "cost_per_million_output_tokens_micro_usd": 700_000,
         "cost_per_million_at_capacity_micro_usd": 100_000,

@@ -398,6 +398,9 @@ def test_decode_windows_and_counters():
     assert engine.state()["windows"] == {"m": []}
     clock.advance(31)
     assert engine.state()["windows"] == {"m": [["decode", 2, 32, 4, 0]]}
+    assert engine.state()["decode_only"] == {
+        "m": {"steps": 4, "seconds": 0.0, "sequences": 8, "context_tokens": 2 * (41 + 42 + 43 + 44)}
+    }
     assert _value(engine, "trimtab_engine_decode_only_steps_total") == 4
     assert _value(engine, "trimtab_engine_decode_only_sequences_total") == 8
     assert _value(engine, "trimtab_engine_decode_only_context_tokens_total") == 2 * (

@@ -5,6 +5,7 @@ import pytest
 from tests.unit.planning.builders import POLICY, a_fleet, plan_one
 from tests.unit.planning.change_builders import MINUTE, TWO, running, wanted
 from trimtab.planning.objectives import Judged
+from trimtab.planning.plan import Anchoring
 from trimtab.planning.replan import Reconfiguration, keeps, next_step, switching_cost
 from trimtab.planning.snapshot import Anchor
 
@@ -249,8 +250,17 @@ def test_switching_costs_more_without_anchors_and_what_was_measured():
 
 def test_the_uncalibrated_is_not_chased():
     """An option whose prediction nobody corrected must gain more than what runs was corrected by."""
-    current, best = _judged(1.3), _judged(1.0)
-    assert not keeps(current, best, cost=0.2)
-    assert keeps(current, best, cost=0.2, correction=0.15)
-    assert keeps(current, best, cost=0.2, correction=-0.15)
-    assert not keeps(_judged(1.3, meets=False), best, cost=0.2, correction=0.15)
+    best = _judged(1.0)
+
+    def anchored(judged, seen):
+        anchoring = Anchoring(
+            count=4, good=True, suspect=False, factor_permille=seen, seen_permille=seen
+        )
+        return replace(judged, option=replace(judged.option, anchoring=anchoring))
+
+    assert not keeps(_judged(1.3), best, cost=0.2)
+    assert not keeps(anchored(_judged(1.3), 1000), best, cost=0.2)
+    assert keeps(anchored(_judged(1.3), 1150), best, cost=0.2)
+    assert keeps(anchored(_judged(1.3), 850), best, cost=0.2)
+    assert not keeps(anchored(_judged(1.3), 1150), anchored(best, 1150), cost=0.2)
+    assert not keeps(anchored(_judged(1.3, meets=False), 1150), best, cost=0.2)

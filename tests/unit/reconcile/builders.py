@@ -112,7 +112,7 @@ def an_option(*, precision: str = "bf16", threads: int = 1, **changes: Any) -> O
         ),
         "margin_permille": 150,
         "ttft_margin_permille": 200,
-        "confidence": Confidence(level="Medium", reasons=("one anchor",)),
+        "confidence": Confidence(level="Medium", reasons=("one anchor",), source="Measured"),
         "cost_per_hour_micro_usd": 45_000,
         "cost_per_million_output_tokens_micro_usd": None,
         "cost_per_million_at_capacity_micro_usd": None,

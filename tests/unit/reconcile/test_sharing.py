@@ -405,6 +405,7 @@ async def test_states_that_come_and_go_are_shown_once_a_minute() -> None:
         wake=lambda *_: None,
         replan=lambda: None,
         moved=lambda: None,
+        anchors=SimpleNamespace(),  # type: ignore[arg-type] - nobody is asked
     )
     assert poller._show(record, a_state(("a", "Resident")))
     town.now = 30.0

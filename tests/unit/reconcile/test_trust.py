@@ -84,6 +84,7 @@ async def test_a_worker_that_talks_nonsense_silences_nobody_else() -> None:
         wake=lambda *_: None,
         replan=lambda: None,
         moved=lambda: None,
+        anchors=SimpleNamespace(take=lambda *_: None, keep_pods=lambda _: None),  # type: ignore[arg-type]
     )
     await poller.step()
     assert set(world.worker_states) == {"good"}

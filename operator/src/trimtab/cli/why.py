@@ -158,8 +158,16 @@ def _show_sentences(
 ) -> None:
     from rich.markup import escape  # noqa: PLC0415 - 60 ms
 
+    known = plan.get("confidence") or {}
+    anchors = known.get("anchors")
+    said = (
+        f"{anchors['count']}, {anchors['verdict']}: step times x {anchors['factor']}"
+        if anchors
+        else ""
+    )
     for title, sentences in (
-        (confidence, (plan.get("confidence") or {}).get("reasons") or ()),
+        (confidence, known.get("reasons") or ()),
+        ("Anchors", (said,) if said else ()),
         ("Note", plan.get("notes") or ()),
     ):
         for sentence in sentences:

@@ -76,11 +76,17 @@ class Correction:
         Between anchored sizes it is linear in log₂ TP; outside their range half of the nearest
         size's correction is taken. A suspect family is not corrected.
         """
-        rows = _by_size(self.residuals)
-        if not rows or self.suspect:
-            return 0.0
         count = len(self.residuals)
-        return count / (count + 1) * self._bilinear(rows, tensor_parallel_size, _log2(batch))
+        if self.suspect:
+            return 0.0
+        return count / (count + 1) * self.seen(tensor_parallel_size, batch)
+
+    def seen(self, tensor_parallel_size: int, batch: float) -> float:
+        """Return ln(measured/predicted) as the anchors saw it, neither shrunk nor refused; 0 of none."""
+        rows = _by_size(self.residuals)
+        if not rows:
+            return 0.0
+        return self._bilinear(rows, tensor_parallel_size, _log2(batch))
 
     def _bilinear(self, rows: Mapping[int, Curve], size: int, x: float) -> float:
         below = max((s for s in rows if s <= size), default=None)

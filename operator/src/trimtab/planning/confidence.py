@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from trimtab.planning.fingerprint import Fingerprint, Source
-from trimtab.planning.plan import Confidence, Level
+from trimtab.planning.plan import Anchoring, Confidence, Level
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.step_model import StepModel
 
@@ -20,11 +20,13 @@ def assess(
     engine_version: str,
     extrapolated: bool,
     utilisation_permille: int,
+    anchoring: Anchoring | None = None,
     policy: PlannerPolicy,
 ) -> Confidence:
     """Return the level of a prediction with the reasons for it.
 
-    It starts at the source's level and loses one for each thing that makes the estimate weaker.
+    It starts at the source's level, gains one from good anchors and loses one for each thing that
+    makes the estimate weaker.
     """
     level = _OF_SOURCE[fingerprint.source]
     reasons = [f"{fingerprint.source} fingerprint"]
@@ -43,6 +45,10 @@ def assess(
             utilisation_permille > policy.screened_utilisation_permille,
             _SKIPPED,
         ),
+        (
+            anchoring is not None and anchoring.suspect,
+            "live steps are more than twofold off, so anchors are not applied",
+        ),
         ("Contended" in fingerprint.notes, "measured on a busy machine"),
         ("Unidentifiable" in fingerprint.notes, "layer time too noisy to separate"),
     )
@@ -50,30 +56,28 @@ def assess(
         if weak:
             level -= 1
             reasons.append(reason)
-    return _confidence(level, reasons)
+    if anchoring is not None and not anchoring.suspect:
+        level += anchoring.good
+        agree = "that foretell each other" if anchoring.good else "too few or too alike to trust"
+        reasons.append(f"corrected by {anchoring.count} anchors of live replicas, {agree}")
+    return _confidence(level, reasons, fingerprint.source)
 
 
 def simulated(found: Confidence) -> Confidence:
     """Return the confidence in a prediction whose queue was followed request by request."""
     reasons = [reason for reason in found.reasons if reason != _SKIPPED]
     points = found.points + len(found.reasons) - len(reasons)
-    return _confidence(points, [*reasons, "queue simulated"])
+    return _confidence(points, [*reasons, "queue simulated"], found.source)
 
 
-def _confidence(points: int, reasons: Sequence[str]) -> Confidence:
+def _confidence(points: int, reasons: Sequence[str], source: Source) -> Confidence:
     level = _LEVELS[min(max(0, points), len(_LEVELS) - 1)]
-    return Confidence(level=level, reasons=tuple(reasons), points=points)
+    return Confidence(level=level, reasons=tuple(reasons), source=source, points=points)
 
 
 def lowered(confidence: Confidence, reason: str) -> Confidence:
     """Return a confidence one level down, for one reason more."""
-    return _confidence(confidence.points - 1, [*confidence.reasons, reason])
-
-
-def source_of(confidence: Confidence) -> Source:
-    """Return where the times of a prediction are from: it is the first reason for the level."""
-    word = confidence.reasons[0].partition(" ")[0] if confidence.reasons else ""
-    return next((source for source in _OF_SOURCE if source == word), "Measured")
+    return _confidence(confidence.points - 1, [*confidence.reasons, reason], confidence.source)
 
 
 def margin_permille(level: Level, *, policy: PlannerPolicy) -> int:
@@ -83,3 +87,9 @@ def margin_permille(level: Level, *, policy: PlannerPolicy) -> int:
         "Medium": policy.margin_medium_permille,
         "Low": policy.margin_low_permille,
     }[level]
+
+
+def ttft_margin_permille(margin: int, anchoring: Anchoring | None, *, policy: PlannerPolicy) -> int:
+    """Return what is added to a TTFT prediction: at least 20 % till good anchors are there."""
+    anchored = anchoring is not None and anchoring.good
+    return margin if anchored else max(policy.margin_ttft_unanchored_permille, margin)

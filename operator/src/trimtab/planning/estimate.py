@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trimtab.planning.anchors import correction_for
 from trimtab.planning.architecture import Architecture, architecture_hash
-from trimtab.planning.confidence import assess, lowered, margin_permille
+from trimtab.planning.calibration import Correction
+from trimtab.planning.confidence import assess, lowered, margin_permille, ttft_margin_permille
 from trimtab.planning.curves import Curve
 from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, FingerprintKey
 from trimtab.planning.gpus import GpuMemory, gpu_bytes, gpu_memory, known_peak
 from trimtab.planning.memory import MemoryPlan, memory_plan
-from trimtab.planning.plan import Latency, Option, Prediction
+from trimtab.planning.plan import Anchoring, Latency, Option, Prediction
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import PriceBook, price_for
@@ -44,10 +46,14 @@ _BUSY = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The step model of a configuration and where it comes from."""
+    """The step model of a configuration and where it comes from.
+
+    ``correction`` is what live replicas say about it, and applied; None if they say nothing.
+    """
 
     fingerprint: Fingerprint
     model: StepModel
+    correction: Correction | None = None
 
 
 def key_for(
@@ -109,8 +115,16 @@ def find_source(
     slow = slowdown(config, snapshot.scores, nodes=nodes)
 
     def source(fingerprint: Fingerprint) -> Source:
-        fitted = slowed(_fitted(fingerprint, model.depth), slow)
-        return Source(fingerprint=fingerprint, model=_staged(fitted, config, policy))
+        known = correction_for(
+            fingerprint,
+            fingerprints=snapshot.fingerprints,
+            anchors=snapshot.anchors,
+            policy=policy,
+        )
+        fitted = slowed(_calibrated(fingerprint, model.depth, known), slow)
+        return Source(
+            fingerprint=fingerprint, model=_staged(fitted, config, policy), correction=known
+        )
 
     found = best_for(key, snapshot.fingerprints)
     if found is not None:
@@ -151,6 +165,33 @@ def _fitted(fingerprint: Fingerprint, depth: int) -> StepModel:
         FingerprintInvalidError: From `fit`.
     """
     return fit(fingerprint, depth=depth)
+
+
+def _calibrated(fingerprint: Fingerprint, depth: int, correction: Correction | None) -> StepModel:
+    """Return the fitted model, corrected where live replicas say something.
+
+    Raises:
+        FingerprintInvalidError: From `fit`.
+    """
+    model = _fitted(fingerprint, depth)
+    if correction is None:
+        return model
+    return correction.apply(model, tensor_parallel_size=fingerprint.key.tensor_parallel_size)
+
+
+def _anchoring(source: Source, *, batch: float) -> Anchoring | None:
+    """Return what live replicas made of a prediction, at the batch that it is for."""
+    known = source.correction
+    if known is None:
+        return None
+    size = source.fingerprint.key.tensor_parallel_size
+    return Anchoring(
+        count=len(known.residuals),
+        good=known.good,
+        suspect=known.suspect,
+        factor_permille=round(1000 * math.exp(known.log_factor(size, batch))),
+        seen_permille=round(1000 * math.exp(known.seen(size, batch))),
+    )
 
 
 @lru_cache(maxsize=2048)
@@ -288,9 +329,11 @@ class Estimator:
             overhead_us=self._snapshot.gateway_overhead_us,
             capacity=capacity,
         )
+        anchoring = _anchoring(source, batch=max(1.0, figures.running))
         confidence = assess(
             source.fingerprint,
             source.model,
+            anchoring=anchoring,
             engine_version=self._snapshot.capabilities.version,
             extrapolated=figures.extrapolated,
             utilisation_permille=prediction.utilisation_permille,
@@ -317,7 +360,7 @@ class Estimator:
             max_batch_tokens=self._limits[ask.number].token_budget,
             predicted=prediction,
             margin_permille=margin,
-            ttft_margin_permille=max(policy.margin_ttft_unanchored_permille, margin),
+            ttft_margin_permille=ttft_margin_permille(margin, anchoring, policy=policy),
             confidence=confidence,
             cost_per_hour_micro_usd=cost,
             cost_per_million_output_tokens_micro_usd=_per_million(
@@ -325,6 +368,7 @@ class Estimator:
             ),
             cost_per_million_at_capacity_micro_usd=_per_million(cost, capacity, self._load),
             fingerprint=self._digests[ask.number],
+            anchoring=anchoring,
         )
 
     def _memory(self, number: int, others: float) -> MemoryPlan | GpuMemory:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from trimtab.planning.objectives import Judged, tpot_with_margin, ttft_with_margin
 from trimtab.planning.plan import Alternative, Binding, Lost, Option
 from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.replan import uncalibrated
 from trimtab.planning.snapshot import Config, IntentView
 from trimtab.planning.workload import PlannedLoad
 
@@ -171,7 +172,7 @@ def _why_not(
     if best is None or not judged.meets:
         return _missing(intent, judged, name)
     if kept and (judged.score, judged.resources) < (best.score, best.resources):
-        return "SwitchingCost", f"{name}: better, but by less than moving replicas is worth."
+        return _kept(name, judged, best)
     if best.option.simulated and not option.simulated and judged.score <= best.score:
         return (
             "NotSimulated",
@@ -187,6 +188,18 @@ def _why_not(
         "Slower",
         f"{name}: mean end to end {milliseconds(faster[0])} against {milliseconds(faster[1])}.",
     )
+
+
+def _kept(name: str, judged: Judged, best: Judged) -> tuple[Lost, str]:
+    if uncalibrated(best, judged) > 0:
+        return (
+            "Uncalibrated",
+            (
+                f"{name}: looks better, but by less than moving is worth together with what live "
+                "replicas corrected in the prediction of what runs: nothing has corrected this one."
+            ),
+        )
+    return "SwitchingCost", f"{name}: better, but by less than moving replicas is worth."
 
 
 def _missing(intent: IntentView, judged: Judged, name: str) -> tuple[Lost, str]:

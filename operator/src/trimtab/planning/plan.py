@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from trimtab.planning.accuracy import AccuracyLoss
 from trimtab.planning.architecture import Architecture
+from trimtab.planning.fingerprint import Source as FingerprintSource
 from trimtab.planning.remap import RemapAdvice
 from trimtab.planning.snapshot import Config
 
@@ -35,6 +36,7 @@ Lost = Literal[
     "NoCapacity",
     "SwitchingCost",
     "NotSimulated",
+    "Uncalibrated",
     "PriceUnknown",
     "PrecisionUnsupported",
     "AccuracyLoss",
@@ -86,12 +88,33 @@ class Prediction:
 class Confidence:
     """How far a prediction can be trusted, and why not further.
 
-    ``points`` is the level before it was cut to the three that there are; 2 is High.
+    ``source`` is that of the step times; ``points`` is the level before it was cut to the three
+    that there are, 2 is High.
     """
 
     level: Level
     reasons: tuple[str, ...]
+    source: FingerprintSource = "Roofline"
     points: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchoring:
+    """What live replicas made of a prediction (planner.md §7).
+
+    Attributes:
+        count: Anchors of the fingerprint's family.
+        good: They are many, spread, and foretell each other.
+        suspect: They are off by more than a factor of two, and are not applied.
+        factor_permille: By which step times are multiplied, at the option's batch.
+        seen_permille: Measured over predicted there, as the anchors saw it.
+    """
+
+    count: int
+    good: bool
+    suspect: bool
+    factor_permille: int
+    seen_permille: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +139,7 @@ class Option:
         cost_per_million_at_capacity_micro_usd: The same at capacity.
         fingerprint: Digest of the fingerprint it was predicted from, or ``Roofline``.
         simulated: Latencies are those of simulated requests, not of the closed form.
+        anchoring: What live replicas made of it; None if they say nothing.
     """
 
     config: Config
@@ -135,6 +159,7 @@ class Option:
     cost_per_million_at_capacity_micro_usd: int | None
     fingerprint: str
     simulated: bool = False
+    anchoring: Anchoring | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +179,7 @@ class Alternative:
 class FingerprintNeed:
     """A fingerprint worth measuring; the spec of its Job (contracts §4).
 
-    ``priority`` 0 is measured first.
+    ``priority`` 0 is measured first. ``again``: there is one, and live replicas say that it is wrong.
     """
 
     key: str
@@ -166,6 +191,7 @@ class FingerprintNeed:
     kv_precision: str
     tensor_parallel_size: int
     priority: int
+    again: bool = False
 
     def spec(self, *, grid: str, max_seconds: int) -> dict[str, Any]:
         """Return the Job's specification."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from trimtab.planning.confidence import margin_permille, simulated
+from trimtab.planning.confidence import margin_permille, simulated, ttft_margin_permille
 from trimtab.planning.plan import Latency, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.queue_sim import quantile
@@ -52,7 +52,7 @@ def with_queue(option: Option, queue: Queue, *, overhead_us: int, policy: Planne
         ),
         confidence=confidence,
         margin_permille=margin,
-        ttft_margin_permille=max(policy.margin_ttft_unanchored_permille, margin),
+        ttft_margin_permille=ttft_margin_permille(margin, option.anchoring, policy=policy),
         simulated=True,
     )
 

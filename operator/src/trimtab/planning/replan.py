@@ -70,7 +70,7 @@ def was_edited(intent: IntentView, assignment: Assignment) -> bool:
     return assignment.generation != intent.generation
 
 
-def keeps(current: Judged, best: Judged, *, cost: float, correction: float = 0.0) -> bool:
+def keeps(current: Judged, best: Judged, *, cost: float) -> bool:
     """Tell whether a running option stays.
 
     It does not stay if it misses what the best meets. A measured option is never left for an
@@ -79,16 +79,25 @@ def keeps(current: Judged, best: Judged, *, cost: float, correction: float = 0.0
     Args:
         current: What runs.
         best: What would be chosen if nothing ran.
-        cost: Of switching, in units of loss.
-        correction: By how much anchors moved the prediction of what runs, relative, where those of
-            the best have none; 0 otherwise. The best's prediction may be as wrong as that of what
-            runs was: do not chase the uncalibrated (planner.md §7).
+        cost: Of switching, in units of loss; what anchors moved comes on top.
     """
     if best.meets and not current.meets:
         return False
     if best.option.fingerprint == "Roofline" and current.option.fingerprint != "Roofline":
         return True
-    return loss(current, best) <= cost + abs(correction)
+    return loss(current, best) <= cost + uncalibrated(current, best)
+
+
+def uncalibrated(current: Judged, other: Judged) -> float:
+    """Return by how much anchors moved the prediction of what runs, relative, where those of another option are none.
+
+    That one's prediction may be as wrong as that of what runs was: do not chase the uncalibrated
+    (planner.md §7). What runs by a suspect fingerprint is off by more than is applied.
+    """
+    anchored = current.option.anchoring
+    if anchored is None or other.option.anchoring is not None:
+        return 0.0
+    return abs(anchored.seen_permille - 1000) / 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

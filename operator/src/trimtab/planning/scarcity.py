@@ -17,7 +17,7 @@ from trimtab.planning.milp import SolverLimits
 from trimtab.planning.objectives import Judged, loss
 from trimtab.planning.plan import Solver
 from trimtab.planning.policy import PlannerPolicy
-from trimtab.planning.replan import keeps, switching_cost, was_edited
+from trimtab.planning.replan import keeps, switching_cost, uncalibrated, was_edited
 from trimtab.planning.sharing_rule import SharedWorker
 from trimtab.planning.slots import Nodes
 from trimtab.planning.snapshot import Assignment, Config, FleetSnapshot
@@ -202,15 +202,17 @@ def _wishes(unit: Unit, *, snapshot: FleetSnapshot, policy: PlannerPolicy) -> It
         same = running is not None and _shape(unit, judged) == _shape(unit, running)
         kept = same and running is not None and _replicas(judged) == _replicas(running)
         stays = stays or kept
-        if running is not None and cost > 0 and not same and _guesses(judged, running):
+        leaves = running if cost > 0 else None
+        if leaves is not None and not same and _guesses(judged, leaves):
             regret += _MOST_LOSS
+        doubt = uncalibrated(leaves, judged) if leaves is not None else 0.0
         column = replace(
             base,
             id=f"{unit.uid}/{n:03d}",
             need=need_of(judged.option),
             loss=regret,
             missed=missed,
-            switching=0.0 if kept else cost,
+            switching=0.0 if kept else cost + doubt,
             nodes=places if same else (),
         )
         yield _Wish(column=column, judged=judged, kept=kept, stays=kept)

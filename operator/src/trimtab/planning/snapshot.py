@@ -186,7 +186,8 @@ class Anchor:
     """60 s of decode-only steps of a live replica (planner.md §7).
 
     Attributes:
-        key: Digest of the fingerprint key of what runs.
+        key: Digest of the key of the fingerprint that predicts what runs.
+        depth: Hidden layers of the model that ran: models of several depths share a key.
         tensor_parallel_size: Of that key: anchors of one size correct the others with care.
         batch: Mean sequences.
         kv_tokens: Mean KV tokens of all sequences together.
@@ -195,6 +196,7 @@ class Anchor:
     """
 
     key: str
+    depth: int = 1
     tensor_parallel_size: int = 1
     batch: float
     kv_tokens: float

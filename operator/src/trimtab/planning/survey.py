@@ -170,7 +170,7 @@ def _survey(
         for walk in walks:
             walk.take(list(islice(answers, len(walk.wanted))))
     needs = [
-        (one, _need(model, one.option, key.digest()))
+        (one, _need(model, one.option, key.digest(), again=_suspect(one.option)))
         for one, source in zip(unloaded, estimator.sources, strict=True)
         # Jobs measure on cpu; fingerprints of GPUs are imported or derived.
         if one.option.config.product == "cpu"
@@ -178,6 +178,7 @@ def _survey(
             (key := key_for(model, one.option.config, capabilities=snapshot.capabilities))
             != source.fingerprint.key
             or source.fingerprint.source == "Roofline"
+            or _suspect(one.option)
         )
     ]
     return Survey(
@@ -187,7 +188,11 @@ def _survey(
     )
 
 
-def _need(model: ModelView, option: Option, key: str) -> FingerprintNeed:
+def _suspect(option: Option) -> bool:
+    return option.anchoring is not None and option.anchoring.suspect
+
+
+def _need(model: ModelView, option: Option, key: str, *, again: bool) -> FingerprintNeed:
     config = option.config
     return FingerprintNeed(
         key=key,
@@ -199,4 +204,5 @@ def _need(model: ModelView, option: Option, key: str) -> FingerprintNeed:
         kv_precision=compute_precision(config.precision),
         tensor_parallel_size=config.tensor_parallel_size,
         priority=0,
+        again=again,
     )

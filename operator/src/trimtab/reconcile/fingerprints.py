@@ -27,6 +27,7 @@ ANSWERS_ANNOTATION: Final = f"{GROUP}/answers"
 """Which need a document was measured for; its own key names the CPU that was really found."""
 
 HOLD_SECONDS: Final = 300.0
+_AGAIN_SECONDS: Final = 3600.0
 _PER_INTENT: Final = 4
 _MOST_NODES: Final = 64
 """Named in a Job's affinity; more would only make it long."""
@@ -44,6 +45,11 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
         """Since when first roll-outs wait, by the intent's uid."""
         return {}
 
+    @cached_property
+    def _again_at(self) -> dict[str, float]:
+        """When suspect measurements may be repeated, by key."""
+        return {}
+
     # What intents read.
 
     def progress(
@@ -52,7 +58,7 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
         """Return where an intent's measurements stand, and whether its first roll-out waits."""
         if plan is None:
             return FingerprintProgress()
-        needs = [n for n in plan.needs[:_PER_INTENT] if not self._answered(n.key)]
+        needs = [n for n in plan.needs[:_PER_INTENT] if not self._done(n)]
         running = [f"fp-{n.key}" for n in needs if self._job_of(n) is not None]
         failures = [self._failures[n.key].message for n in needs if n.key in self._failures]
         hold = first_rollout and self._hold(uid, plan, needs)
@@ -99,7 +105,7 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
             for _, plan in plans:
                 if rank < len(plan.needs):
                     needs.setdefault(plan.needs[rank].key, plan.needs[rank])
-        return [need for need in needs.values() if not self._answered(need.key)]
+        return [need for need in needs.values() if not self._done(need)]
 
     def _manifests(
         self, need: FingerprintNeed, *, attempt: int, contended: bool
@@ -135,6 +141,7 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
             fit(fingerprint, depth=1)
         except FingerprintInvalidError as error:
             raise DocumentError(str(error)) from error
+        self._again_at[key] = self._clock() + self._settings.policy_seconds(_AGAIN_SECONDS)
         contended = job.annotations.get(jobs.CONTENDED_ANNOTATION) == "true"
         document = json.loads(message)
         if contended and "Contended" not in fingerprint.notes:
@@ -142,6 +149,7 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
         return (self._config_map(fingerprint.key.digest(), key=key, document=document),)
 
     def _config_map(self, name: str, *, key: str, document: Manifest) -> Manifest:
+        kept = self._caches.configmaps.get(self._settings.system_namespace, f"fp-{name}")
         return {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -151,10 +159,17 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
                 "labels": shared_labels("fingerprint", instance=f"fp-{name}"),
                 "annotations": {ANSWERS_ANNOTATION: key},
             },
-            "data": {FINGERPRINT_KEY: json.dumps(document, sort_keys=True, separators=(",", ":"))},
+            # What live replicas said stays true when it is measured again.
+            "data": dict(kept.data if kept else {})
+            | {FINGERPRINT_KEY: json.dumps(document, sort_keys=True, separators=(",", ":"))},
         }
 
     # What exists.
+
+    def _done(self, need: FingerprintNeed) -> bool:
+        """Whether a need is met; a suspect measurement is repeated, at most once an hour."""
+        due = need.again and self._clock() >= self._again_at.get(need.key, 0.0)
+        return self._answered(need.key) and not due
 
     def _answered(self, key: str) -> bool:
         namespace = self._settings.system_namespace

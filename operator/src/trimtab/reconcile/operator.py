@@ -13,6 +13,7 @@ import structlog
 from trimtab.kube.errors import ApiError, classify
 from trimtab.kube.events import event
 from trimtab.kube.resources import WATCHED
+from trimtab.observe.anchors import WINDOW_SECONDS, AnchorBook
 from trimtab.observe.barrier import Barrier
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
@@ -20,6 +21,7 @@ from trimtab.observe.loads import LoadBook
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.reconcile import auditing, pollers
 from trimtab.reconcile.accuracy import AccuracyKeeper
+from trimtab.reconcile.anchors import ANCHORS_SECONDS, AnchorKeeper
 from trimtab.reconcile.beats import HeartBeats
 from trimtab.reconcile.execute import Executor
 from trimtab.reconcile.figures import publish
@@ -97,6 +99,9 @@ class Operator:
             utcnow=utcnow,
             capabilities=ASSUMED,
             loads=LoadBook(time_divisor=settings.policy_time_divisor),
+            anchors=AnchorBook(
+                policy=PlannerPolicy(), window_seconds=settings.policy_seconds(WINDOW_SECONDS)
+            ),
         )
         self._volumes = VolumeReader(client, clock=clock)
         self.executor = Executor(
@@ -166,6 +171,13 @@ class Operator:
             changed=self._written,
         )
         self._loads = LoadKeeper(self.world, executor=self.executor)
+        self._anchors = AnchorKeeper(
+            self.world,
+            executor=self.executor,
+            current=lambda: self.fleet.current,
+            drifted=self._drifted,
+            policy=PlannerPolicy(),
+        )
         self._slots = asyncio.Semaphore(STEPS_AT_ONCE)
         self._jobs = self._periodics(admin)
         self.waker = Waker(
@@ -191,6 +203,7 @@ class Operator:
             wake=self._wake,
             replan=replan,
             moved=lambda: self._run_job("routes"),
+            anchors=self._anchors,
         )
         reloads = ReloadKeeper(
             world,
@@ -221,6 +234,7 @@ class Operator:
             ("audit", self.auditor.step, auditing.INTENTS_SECONDS * jitter),
             ("sweep", self.sweeper.step, SWEEP_SECONDS),
             ("loads", self._loads.step, LOADS_SECONDS),
+            ("anchors", self._anchors.step, ANCHORS_SECONDS),
             ("release", self.sweeper.release_stuck, _RELEASE_SECONDS),
         ]
         return {
@@ -303,6 +317,7 @@ class Operator:
         for record in self.caches.inferenceintents:
             self.world.loads.restore(record.uid, planned_load(record))
         self._loads.recall()
+        self._anchors.recall()
         try:
             async with asyncio.timeout(_FIRST_READ_SECONDS):
                 for name in _BEFORE_FIRST_PLAN:
@@ -349,6 +364,7 @@ class Operator:
                 capabilities=world.capabilities,
                 foreign=world.foreign,
                 gateway_overhead_us=world.gateway_overhead_us,
+                anchors=world.anchors.all(),
                 volumes=await self._volumes.read(self.caches.inferenceintents),
             ),
         )
@@ -390,6 +406,11 @@ class Operator:
         for view in snapshot.intents if snapshot else ():
             if view.model is not None and view.model.identity == identity:
                 self._wake(view.uid, "accuracy")
+
+    def _drifted(self) -> None:
+        """Plan anew, and keep what the plan is made from."""
+        self.fleet.ask()
+        self._run_job("anchors")
 
     def _run_job(self, name: str) -> None:
         self._jobs[name].wake()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from trimtab.kube.client import KubeClient
     from trimtab.observe.records import IntentRecord, PodRecord
+    from trimtab.reconcile.anchors import AnchorKeeper
     from trimtab.reconcile.world import World
 
     Answers = Mapping[str, Mapping[str, Any] | None]
@@ -84,8 +85,10 @@ class WorkerPoller:
         wake: Callable[[str, str], None],
         replan: Callable[[], None],
         moved: Callable[[], None],
+        anchors: AnchorKeeper,
     ) -> None:
         """Prepare; `moved` is told that a worker serves other models than before."""
+        self._anchors = anchors
         self._world = world
         self._admin = admin
         self._wake = wake
@@ -113,6 +116,7 @@ class WorkerPoller:
                 answers[pod.uid] = None
                 continue
             loading = loading or not _settled(state)
+            self._anchors.take(pod, document)
             news = states.get(pod.uid) != state
             if news:
                 states[pod.uid] = state
@@ -125,6 +129,7 @@ class WorkerPoller:
             self._world.capabilities = capabilities
             self._replan()
         alive = {pod.uid for pod in self._world.caches.pods}
+        self._anchors.keep_pods(alive)
         for uid in [uid for uid in states if uid not in alive]:
             del states[uid]
             self._world.engines.pop(uid, None)

@@ -20,6 +20,7 @@ from trimtab.planning.accuracy import parse as parse_accuracy
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.planning.prices import PriceBook
 from trimtab.planning.snapshot import (
+    Anchor,
     Assignment,
     Constraints,
     CpuPool,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from trimtab.observe.loads import LoadBook
     from trimtab.observe.records import DeploymentRecord, IntentRecord, NodeRecord
     from trimtab.planning.fingerprint import Fingerprint
-    from trimtab.planning.snapshot import ModelView
+    from trimtab.planning.snapshot import Config, ModelView
     from trimtab.settings import Settings
 
 FINGERPRINT_KEY: Final = "fingerprint.json"
@@ -63,6 +64,8 @@ class Surroundings:
     ages: Mapping[str, int] = field(default_factory=dict)
     """Seconds that each intent's configuration is in force, by uid."""
     gateway_overhead_us: int = 0
+    anchors: tuple[Anchor, ...] = ()
+    """Of live replicas, of each fingerprint the newest last."""
     volumes: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
     """PersistentVolumes of models, by namespace and claim."""
 
@@ -93,6 +96,7 @@ def fleet_snapshot(
         prices=surroundings.prices,
         assignments=_assignments(caches, ages=surroundings.ages),
         gateway_overhead_us=surroundings.gateway_overhead_us,
+        anchors=surroundings.anchors,
         headroom_models=settings.sharing_headroom_models,
     )
 
@@ -381,6 +385,15 @@ def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment
                 found.append(assignment)
     # Who moves into a group is a member already: its own worker goes once the group's serves it.
     return tuple(sorted(found, key=lambda a: (a.intent_uid, not a.group)))
+
+
+def running_config(intent: IntentRecord, deployment: DeploymentRecord) -> Config | None:
+    """Return how a Deployment runs an intent's model; None if it does not say so."""
+    if GROUP_LABEL in deployment.labels:
+        shared = GroupRollout.from_json(deployment.annotations.get(ANNOTATION, ""))
+        return shared.config(intent.uid) if shared else None
+    alone = of_annotations(deployment.annotations)
+    return alone.config if alone else None
 
 
 def _alone(

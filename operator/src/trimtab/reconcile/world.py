@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trimtab.kube import names as object_names
+from trimtab.observe.anchors import AnchorBook
 from trimtab.observe.intents import Shown
 from trimtab.observe.loads import LoadBook
 from trimtab.planning.prices import PriceBook
@@ -38,6 +39,7 @@ class World:
     utcnow: Callable[[], datetime]
     capabilities: EngineCapabilities
     loads: LoadBook = field(default_factory=LoadBook)
+    anchors: AnchorBook = field(default_factory=AnchorBook)
     worker_states: dict[str, WorkerState] = field(default_factory=dict)
     engines: dict[str, EngineView] = field(default_factory=dict)
     """By pod uid; moved at most once a minute, and when a model can be asked or no longer."""

@@ -62,6 +62,7 @@ def engine_state(
         "advice": advice(config, tenants, balance=balance, now=now),
         "remap": None if balance is None else remap_counts(balance),
         "windows": {name: tenant.windows.rows(now=now) for name, tenant in tenants.items()},
+        "decode_only": {name: tenant.windows.totals.to_dict() for name, tenant in tenants.items()},
     }
 
 

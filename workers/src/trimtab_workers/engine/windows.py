@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict, deque
+from dataclasses import asdict, dataclass
 
 WINDOW_SECONDS = 30.0
 WINDOWS = 20
@@ -18,6 +19,20 @@ def bucket(count: float) -> int:
     return 1 << (whole.bit_length() - 1) if whole > 0 else 0
 
 
+@dataclass(slots=True)
+class StepTotals:
+    """Decode-only steps since the start, their seconds, sequences and context tokens, summed over steps."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    sequences: int = 0
+    context_tokens: int = 0
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Return contracts §6's ``decode_only`` of a model."""
+        return asdict(self)
+
+
 class StepWindows:
     """The last 20 windows of 30 s (joints.md §4), rows as [phase, batch, context, steps, µs].
 
@@ -30,9 +45,15 @@ class StepWindows:
         self._current: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
         self._counts: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._ends: float | None = None
+        self.totals = StepTotals()
 
     def add(self, *, now: float, seconds: float, sequences: int, context_tokens: int) -> None:
         """Record one decode-only step."""
+        totals = self.totals
+        totals.steps += 1
+        totals.seconds += seconds
+        totals.sequences += sequences
+        totals.context_tokens += context_tokens
         if self._ends is None or now >= self._ends:
             self._close()
             self._ends = now + WINDOW_SECONDS

@@ -241,4 +241,5 @@ def _starting_state(slot: EngineSlot, *, version: str) -> dict[str, object]:
         "advice": None,
         "errors": errors,
         "windows": {},
+        "decode_only": {},
     }

@@ -57,6 +57,17 @@ class Margin(ApiModel):
     """timePerOutputTokenPercent is added to the predicted time per output token."""
 
 
+class Anchors(ApiModel):
+    """What live replicas said about the estimate: windows of steps that only decoded."""
+
+    count: Annotated[int, Field(ge=0, le=1_000_000)]
+    """count of windows, the newest 64 of each fingerprint."""
+    factor: Decimals
+    """factor by which predicted step times were multiplied."""
+    verdict: Literal["Good", "Few", "Suspect"]
+    """verdict is Good (many, spread, and each foretold by the others), Few, or Suspect (off by more than a factor of two: not applied)."""
+
+
 class Confidence(ApiModel):
     """How sure the prediction is, and why."""
 
@@ -68,6 +79,8 @@ class Confidence(ApiModel):
     """reasons for the level, one sentence each."""
     fingerprint: DNSName | None = None
     """fingerprint is the ConfigMap of the system namespace that the estimate rests on."""
+    anchors: Anchors | None = None
+    """anchors are what live replicas said about it."""
 
 
 class LentUnits(ApiModel):

@@ -5,15 +5,13 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from trimtab.planning.confidence import source_of
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trimtab.observe.inspections import ModelFacts
     from trimtab.observe.intents import ObservedIntent
     from trimtab.observe.workers import EngineView
-    from trimtab.planning.plan import Alternative, Confidence, IntentPlan, Latency, Option
+    from trimtab.planning.plan import Alternative, IntentPlan, Latency, Option
     from trimtab.planning.snapshot import Config
 
 _PRECISIONS = frozenset({"fp32", "fp16", "bf16", "fp8", "int8", "int4"})
@@ -182,7 +180,7 @@ def _configuration(config: Config, option: Option | None, *, at_percentile: bool
         "timeToFirstTokenPercent": round(option.ttft_margin_permille / 10),
         "timePerOutputTokenPercent": round(option.margin_permille / 10),
     }
-    status["confidence"] = _confidence(option.confidence, option.fingerprint)
+    status["confidence"] = _confidence(option)
     return status
 
 
@@ -213,15 +211,21 @@ def _prediction(option: Option, *, at_percentile: bool) -> dict[str, Any]:
     return status
 
 
-def _confidence(confidence: Confidence, fingerprint: str) -> dict[str, Any]:
-    measured = fingerprint != "Roofline"
+def _confidence(option: Option) -> dict[str, Any]:
+    confidence, anchoring = option.confidence, option.anchoring
     status: dict[str, Any] = {
         "level": confidence.level,
-        "source": source_of(confidence),
+        "source": confidence.source,
         "reasons": [reason[:1024] for reason in confidence.reasons[:16]],
     }
-    if measured:
-        status["fingerprint"] = f"fp-{fingerprint}"
+    if option.fingerprint != "Roofline":
+        status["fingerprint"] = f"fp-{option.fingerprint}"
+    if anchoring is not None:
+        status["anchors"] = {
+            "count": anchoring.count,
+            "factor": decimals(anchoring.factor_permille / 1000),
+            "verdict": "Suspect" if anchoring.suspect else "Good" if anchoring.good else "Few",
+        }
     return status
 
 

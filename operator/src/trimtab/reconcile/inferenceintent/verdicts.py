@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trimtab.observe.inspections import Inspection
     from trimtab.observe.intents import ObservedIntent
     from trimtab.observe.records import DeploymentRecord, PodRecord
+    from trimtab.planning.plan import IntentPlan
     from trimtab.reconcile.inferenceintent.policies import Violation
 
 _PULL_FAILURES: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
@@ -90,10 +91,25 @@ def obstacle_reason(text: str) -> Reason:
     return Reason.PENDING_REPLICAS
 
 
-def _measured(observed: ObservedIntent) -> Condition:
+def _suspect(plan: IntentPlan | None) -> str:
+    """Return what live steps say against the measurement; empty where nothing."""
+    option = plan.option if plan is not None else None
+    if option is None or option.anchoring is None or not option.anchoring.suspect:
+        return ""
+    return (
+        f"Live steps take {option.anchoring.seen_permille / 1000:.2g} times what fp-"
+        f"{option.fingerprint} predicts. Beyond a factor of two nothing is corrected; it is "
+        "measured again. If it stays so, look for what else computes on the workers' nodes."
+    )
+
+
+def _measured(observed: ObservedIntent) -> Condition:  # noqa: PLR0911 - one line per verdict
     kind = ConditionType.FINGERPRINTED
     progress = observed.fingerprints
     plan = observed.plan
+    suspect = _suspect(plan)
+    if suspect:
+        return condition(observed, kind, "False", Reason.FINGERPRINT_SUSPECT, suspect)
     if progress.running:
         message = f"Measuring in the engine: {', '.join(progress.running)}."
         return condition(observed, kind, "False", Reason.FINGERPRINTING, message)

@@ -1,0 +1,211 @@
+"""Anchors of predictions: taken from workers' answers, kept beside the fingerprints (planner.md §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL, PLAN_DIGEST_ANNOTATION
+from trimtab.planning.anchors import (
+    AnchorsInvalidError,
+    correction_for,
+    departure,
+    dump_anchors,
+    parse_anchors,
+    read_counters,
+)
+from trimtab.planning.estimate import best_for, key_for
+from trimtab.planning.fingerprint import FingerprintInvalidError, parse
+from trimtab.reconcile.labels import shared_labels
+from trimtab.reconcile.snapshot import FINGERPRINT_KEY, running_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from collections.abc import Set as AbstractSet
+
+    from trimtab.kube.resources import Manifest
+    from trimtab.observe.records import ConfigMapRecord, IntentRecord, PodRecord
+    from trimtab.planning.fingerprint import Fingerprint
+    from trimtab.planning.policy import PlannerPolicy
+    from trimtab.planning.snapshot import Config, FleetSnapshot
+    from trimtab.reconcile.execute import Executor
+    from trimtab.reconcile.fleet import Planned
+    from trimtab.reconcile.world import World
+
+_log = structlog.get_logger(__name__)
+
+ANCHORS_SECONDS: Final = 600.0
+ANCHORS_KEY: Final = "anchors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What a window says something about."""
+
+    fingerprint: Fingerprint
+    depth: int
+    margin_permille: int
+    snapshot: FleetSnapshot
+
+
+class AnchorKeeper:
+    """Makes anchors of decode-only steps; asks for a plan when steps have left their prediction."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        executor: Executor,
+        current: Callable[[], Planned],
+        drifted: Callable[[], None],
+        policy: PlannerPolicy,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            world: What is known.
+            executor: Writes the kept documents.
+            current: Returns the fleet's plan in force.
+            drifted: Told that steps have left their prediction for good.
+            policy: Constants.
+        """
+        self._world = world
+        self._executor = executor
+        self._current = current
+        self._drifted = drifted
+        self._policy = policy
+
+    def recall(self) -> None:
+        """Take up what was kept before a restart; what cannot be read is collected anew."""
+        for record, fingerprint in self._kept():
+            key = fingerprint.key.digest()
+            try:
+                anchors = parse_anchors(
+                    record.data.get(ANCHORS_KEY, ""),
+                    key=key,
+                    tensor_parallel_size=fingerprint.key.tensor_parallel_size,
+                )
+            except AnchorsInvalidError as error:
+                _log.warning("anchors_invalid", name=record.name, error=str(error))
+                continue
+            self._world.anchors.recall(key, anchors)
+
+    def take(self, pod: PodRecord, document: Mapping[str, Any]) -> None:
+        """Take a worker's answer in."""
+        counted = document.get("decode_only")
+        if not isinstance(counted, Mapping):
+            return
+        for model, entry in counted.items():
+            try:
+                counters = read_counters(entry)
+            except ValueError as error:
+                _log.warning("decode_counters_garbled", pod=pod.name, error=str(error))
+                continue
+            window = self._world.anchors.window(
+                pod.uid, str(model), counters, now=self._world.clock()
+            )
+            subject = self._subject(pod, str(model)) if window is not None else None
+            if window is None or subject is None:
+                continue
+            key = subject.fingerprint.key
+            anchor = window.anchor(
+                key=key.digest(),
+                depth=subject.depth,
+                tensor_parallel_size=key.tensor_parallel_size,
+            )
+            known = correction_for(
+                subject.fingerprint,
+                fingerprints=subject.snapshot.fingerprints,
+                anchors=self._world.anchors.all(),
+                policy=self._policy,
+            )
+            try:
+                away = departure(anchor, subject.fingerprint, known=known)
+            except FingerprintInvalidError:
+                continue
+            if self._world.anchors.add(
+                anchor, departure=away, margin_permille=subject.margin_permille
+            ):
+                _log.info("steps_drifted", pod=pod.name, model=model, log_ratio=round(away, 3))
+                self._drifted()
+
+    def keep_pods(self, alive: AbstractSet[str]) -> None:
+        """Forget windows of workers that are gone."""
+        self._world.anchors.keep_pods(alive)
+
+    async def step(self) -> None:
+        """Let plans see all windows, and keep what they see."""
+        anchors = self._world.anchors
+        anchors.publish()
+        published = anchors.published()
+        for record, fingerprint in self._kept():
+            found = published.get(fingerprint.key.digest())
+            if found is None:
+                continue
+            text = dump_anchors(found)
+            if record.data.get(ANCHORS_KEY) != text:
+                await self._executor.apply(self._config_map(record, text))
+
+    def _subject(self, pod: PodRecord, model: str) -> _Subject | None:
+        """Return what predicts a model in a pod; None if nothing does, or an old plan's pod it is."""
+        snapshot = self._current().snapshot
+        record = self._intent(pod, model)
+        if snapshot is None or record is None:
+            return None
+        config = self._config(pod, record)
+        view = next((i for i in snapshot.intents if i.uid == record.uid), None)
+        if config is None or view is None or view.model is None:
+            return None
+        key = key_for(view.model, config, capabilities=self._world.capabilities)
+        fingerprint = best_for(key, snapshot.fingerprints)
+        if fingerprint is None:
+            return None
+        plan = self._current().by_uid.get(record.uid)
+        option = plan.option if plan is not None else None
+        return _Subject(
+            fingerprint=fingerprint,
+            depth=view.model.depth,
+            margin_permille=option.margin_permille if option else self._policy.margin_low_permille,
+            snapshot=snapshot,
+        )
+
+    def _intent(self, pod: PodRecord, model: str) -> IntentRecord | None:
+        namespace, _, name = model.partition("/")
+        if namespace != pod.namespace:
+            return None
+        return self._world.oldest_namesake(namespace, name)
+
+    def _config(self, pod: PodRecord, record: IntentRecord) -> Config | None:
+        digest = pod.annotations.get(PLAN_DIGEST_ANNOTATION)
+        for deployment in self._world.caches.deployments.owned_by(record.uid):
+            if digest and deployment.plan_digest == digest:
+                return running_config(record, deployment)
+        return None
+
+    def _kept(self) -> Iterator[tuple[ConfigMapRecord, Fingerprint]]:
+        system = self._world.settings.system_namespace
+        for record in sorted(self._world.caches.configmaps, key=lambda r: r.name):
+            measured = record.labels.get(COMPONENT_LABEL) == "fingerprint"
+            if record.namespace != system or not measured:
+                continue
+            try:
+                yield record, parse(record.data.get(FINGERPRINT_KEY, ""))
+            except FingerprintInvalidError:
+                continue
+
+    def _config_map(self, record: ConfigMapRecord, text: str) -> Manifest:
+        # All that Trimtab has in the object: what is left out of an apply is deleted.
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": record.name,
+                "namespace": record.namespace,
+                "labels": shared_labels("fingerprint", instance=record.name),
+                "annotations": dict(record.annotations),
+            },
+            "data": {**record.data, ANCHORS_KEY: text},
+        }

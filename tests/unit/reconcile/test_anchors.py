@@ -1,0 +1,271 @@
+"""From a worker's counters to anchors in plans, and to what survives a restart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.planning.builders import POLICY, SMOLLM2, a_fingerprint, a_fleet, a_key, an_intent
+from tests.unit.reconcile.builders import SETTINGS, a_plan, a_record, an_observed, an_option
+from trimtab.observe.anchors import AnchorBook
+from trimtab.observe.caches import Caches
+from trimtab.observe.records import pod
+from trimtab.planning.fingerprint import dump
+from trimtab.planning.plan import Anchoring, FingerprintNeed
+from trimtab.reconcile.anchors import AnchorKeeper
+from trimtab.reconcile.fingerprints import FingerprintKeeper
+from trimtab.reconcile.fleet import Planned
+from trimtab.reconcile.inferenceintent.decide import decide
+from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, next_rollout
+
+FINGERPRINT = a_fingerprint(key=a_key())
+KEY = FINGERPRINT.key.digest()
+
+
+class Town:
+    """One intent with one worker, its fingerprint, and what was asked and written."""
+
+    def __init__(self, caches: Caches | None = None) -> None:
+        self.caches = caches or Caches()
+        self.now = 0.0
+        self.drifts = 0
+        self.applied: list[Any] = []
+        self.counted = {"steps": 0, "seconds": 0.0, "sequences": 0, "context_tokens": 0}
+        record = a_record()
+        view = dataclasses.replace(an_intent(), uid=record.uid)
+        snapshot = a_fleet(view, fingerprints=(FINGERPRINT,))
+        plan = a_plan(record)
+        assert plan.option is not None
+        config = dataclasses.replace(plan.option.config, cpu_model=FINGERPRINT.key.cpu_model)
+        plan = dataclasses.replace(plan, option=dataclasses.replace(plan.option, config=config))
+        rollout = next_rollout(plan, before=None, several_nodes=False)
+        assert rollout is not None
+        if caches is None:
+            self.caches.inferenceintents._store(record)
+            self._deployment(rollout.to_json())
+            self._fingerprint()
+        self.book = AnchorBook()
+        world: Any = SimpleNamespace(
+            caches=self.caches,
+            settings=SETTINGS,
+            anchors=self.book,
+            clock=lambda: self.now,
+            capabilities=snapshot.capabilities,
+            oldest_namesake=lambda ns, name: record if (ns, name) == ("team-a", "chat") else None,
+        )
+        self.planned = Planned(revision=1, snapshot=snapshot, by_uid={record.uid: plan})
+        self.keeper = AnchorKeeper(
+            world,
+            executor=self,  # type: ignore[arg-type] - applies
+            current=lambda: self.planned,
+            drifted=self._drifted,
+            policy=POLICY,
+        )
+
+    def _deployment(self, rollout: str) -> None:
+        meta = {
+            "name": "chat-1",
+            "namespace": "team-a",
+            "uid": "d",
+            "labels": {"trimtab.dev/owner-uid": "uid-chat"},
+            "annotations": {ANNOTATION: rollout},
+        }
+        template = {"metadata": {"annotations": {"trimtab.dev/plan-digest": "new"}}}
+        self.caches.deployments.put(
+            {"metadata": meta, "spec": {"replicas": 1, "template": template}}
+        )
+
+    def _fingerprint(self) -> None:
+        meta = {
+            "name": f"fp-{KEY}",
+            "namespace": SETTINGS.system_namespace,
+            "uid": "f",
+            "resourceVersion": "1",
+            "labels": {"app.kubernetes.io/component": "fingerprint"},
+            "annotations": {"trimtab.dev/answers": KEY},
+        }
+        self.caches.configmaps.put(
+            {"metadata": meta, "data": {"fingerprint.json": dump(FINGERPRINT)}}
+        )
+
+    def _drifted(self) -> None:
+        self.drifts += 1
+
+    async def apply(self, manifest: Any) -> None:
+        self.applied.append(manifest)
+        meta = manifest["metadata"] | {"uid": "f", "resourceVersion": str(9 + len(self.applied))}
+        self.caches.configmaps.put(manifest | {"metadata": meta})
+
+    async def delete(self, deletion: Any) -> None:
+        """Jobs go; nothing here asks for them again."""
+
+    def minute(self, *, step_us: float, digest: str = "new", model: str = "team-a/chat") -> None:
+        """Let a minute pass in which two sequences decoded at a time."""
+        self.now += 61.0
+        self.counted = {
+            "steps": self.counted["steps"] + 1000,
+            "seconds": self.counted["seconds"] + 1000 * step_us / 1e6,
+            "sequences": self.counted["sequences"] + 2000,
+            "context_tokens": self.counted["context_tokens"] + 400_000,
+        }
+        record = pod(
+            {
+                "metadata": {
+                    "name": "chat-1-a",
+                    "namespace": "team-a",
+                    "uid": "p",
+                    "annotations": {"trimtab.dev/plan-digest": digest},
+                }
+            }
+        )
+        self.keeper.take(record, {"decode_only": {model: dict(self.counted)}})
+
+
+def predicted() -> float:
+    from tests.unit.planning.test_anchors import an_anchor
+
+    return an_anchor(1.0, batch=2.0, context=200.0).step_us
+
+
+def test_a_throttled_worker_asks_for_exactly_one_plan() -> None:
+    """Three slow minutes are a drift; what they were is known from then on, though it goes on."""
+    town = Town()
+    for _ in range(5):
+        town.minute(step_us=predicted())
+    assert town.drifts == 0
+    for _ in range(3):
+        town.minute(step_us=1.7 * predicted())
+    assert town.drifts == 1
+    assert [round(a.step_us / predicted(), 1) for a in town.book.all()] == [1.7] * 3
+    for _ in range(20):
+        town.minute(step_us=1.7 * predicted())
+    assert town.drifts == 1
+
+
+async def test_anchors_are_kept_beside_the_fingerprint_and_read_after_a_restart() -> None:
+    """Written once per change, with all that the object has; a new operator plans from the same."""
+    town = Town()
+    await town.keeper.step()
+    assert town.applied == []
+    for _ in range(4):
+        town.minute(step_us=1.05 * predicted())
+    assert town.book.all() == ()
+    await town.keeper.step()
+    await town.keeper.step()
+    (written,) = town.applied
+    assert written["data"]["fingerprint.json"] == dump(FINGERPRINT)
+    assert written["metadata"]["annotations"] == {"trimtab.dev/answers": KEY}
+    assert len(json.loads(written["data"]["anchors"])["anchors"]) == 3
+    again = Town(town.caches)
+    again.keeper.recall()
+    assert again.book.all() == town.book.all()
+
+
+def test_pods_of_an_old_template_and_of_others_models_say_nothing() -> None:
+    """What they run is not what is planned; neither is a model of another namespace."""
+    town = Town()
+    for _ in range(5):
+        town.minute(step_us=1.7 * predicted(), digest="old")
+    for _ in range(5):
+        town.minute(step_us=1.7 * predicted(), model="team-b/chat")
+    town.book.publish()
+    assert town.book.all() == ()
+
+
+def test_garbled_answers_and_old_workers_are_passed_over() -> None:
+    """A worker of another release has no counters, and nonsense becomes no anchor."""
+    town = Town()
+    town.minute(step_us=predicted())
+    record: Any = SimpleNamespace(uid="p", name="n", namespace="team-a", annotations={})
+    for document in ({}, {"decode_only": 3}, {"decode_only": {"team-a/chat": "x"}}):
+        town.keeper.take(record, document)
+    town.minute(step_us=predicted())
+    town.book.publish()
+    assert len(town.book.all()) == 1
+
+
+async def test_what_cannot_be_read_is_collected_anew() -> None:
+    """Somebody's edit of the document takes nothing but the past away."""
+    town = Town()
+    for _ in range(3):
+        town.minute(step_us=predicted())
+    await town.keeper.step()
+    broken = town.applied[0] | {"data": town.applied[0]["data"] | {"anchors": "nonsense"}}
+    await town.apply(broken)
+    again = Town(town.caches)
+    again.keeper.recall()
+    assert again.book.all() == ()
+
+
+@pytest.mark.parametrize(
+    ("anchoring", "shown", "reason"),
+    [
+        (
+            Anchoring(count=8, good=True, suspect=False, factor_permille=1350, seen_permille=1400),
+            {"count": 8, "factor": "1.35", "verdict": "Good"},
+            "Measured",
+        ),
+        (
+            Anchoring(count=3, good=False, suspect=True, factor_permille=1000, seen_permille=2500),
+            {"count": 3, "factor": "1", "verdict": "Suspect"},
+            "FingerprintSuspect",
+        ),
+    ],
+)
+def test_a_status_shows_what_anchors_made_of_the_prediction(
+    anchoring: Anchoring, shown: dict[str, Any], reason: str
+) -> None:
+    """Source, number and factor; a suspect fingerprint is told with how far off it is."""
+    record = a_record()
+    observed = an_observed(record, plan=a_plan(record, option=an_option(anchoring=anchoring)))
+    plan = decide(observed, settings=SETTINGS)
+    confidence = plan.status["plan"]["confidence"]
+    assert (confidence["source"], confidence["anchors"]) == ("Measured", shown)
+    told = next(c for c in plan.conditions if str(c.type) == "Fingerprinted")
+    assert str(told.reason) == reason
+    assert ("2.5 times" in told.message) == anchoring.suspect
+
+
+async def test_a_suspect_fingerprint_is_measured_again_once_an_hour() -> None:
+    """The kept document does not count as an answer, the new one does, and anchors stay with it."""
+    town = Town()
+    await town.keeper.step()
+    for _ in range(3):
+        town.minute(step_us=2.5 * predicted())
+    await town.keeper.step()
+    now = 0.0
+    need = FingerprintNeed(
+        key=KEY,
+        architecture=SMOLLM2,
+        product="cpu",
+        cpu_model=FINGERPRINT.key.cpu_model,
+        threads=1,
+        precision="bf16",
+        kv_precision="bf16",
+        tensor_parallel_size=1,
+        priority=0,
+        again=True,
+    )
+    plan = dataclasses.replace(a_plan(a_record()), needs=(need,))
+    keeper = FingerprintKeeper(
+        caches=town.caches,
+        executor=town,  # type: ignore[arg-type] - applies and deletes
+        fleet=SimpleNamespace(  # type: ignore[arg-type]
+            ask=lambda: None, current=dataclasses.replace(town.planned, by_uid={"u": plan})
+        ),
+        settings=SETTINGS,
+        clock=lambda: now,
+        changed=lambda _: None,
+    )
+    assert keeper._wanted() == [need]
+    meta = {"name": f"fp-{KEY}", "namespace": SETTINGS.system_namespace, "uid": "j"}
+    job, _ = town.caches.jobs.put({"metadata": meta})
+    await keeper._keep(job, KEY, dump(FINGERPRINT))
+    assert "anchors" in town.applied[-1]["data"]
+    assert keeper._wanted() == []
+    now = 3601.0
+    assert keeper._wanted() == [need]
