@@ -81,6 +81,10 @@ BENCHES: Final[Mapping[str, Bench]] = {
         module="trimtab.bench.planner_traces",
         doc="simulation: choices for production traces on GPUs beside every static choice",
     ),
+    "planner-fleet": Bench(
+        module="trimtab.bench.planner_fleet",
+        doc="simulation: many models on one fleet of GPUs, beside four other ways to place them",
+    ),
     "planner-scale": Bench(
         module="trimtab.bench.planner_scale",
         doc="how long a plan takes: one intent, and 200 intents on 2,000 slots, roomy and scarce",

@@ -101,6 +101,8 @@ class QueueReplica:
         self._longest = min(limits.max_model_len or math.inf, blocks * limits.block_tokens)
         self._host_free = limits.swap.blocks if limits.swap else 0
         self._now = self._until = 0.0
+        # What a turn allows: a single step (None), or a jump up to some time.
+        self._cut: float | None = math.inf
         self._incoming: deque[Request] = deque()
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -160,6 +162,25 @@ class QueueReplica:
             if self._now >= until or not self._step(until):
                 return
 
+    def turn(self, *, at_us: float, cut_us: float | None) -> float | None:
+        """Take one event when the engine's other models let it; return when it ends.
+
+        Args:
+            at_us: When it may begin; what arrived until then counts.
+            cut_us: It may jump, as long as no step begins then or later; None takes a single step.
+
+        Returns:
+            None if there is nothing to do.
+        """
+        self._now, self._until = max(self._now, at_us), math.inf
+        while self._incoming and self._incoming[0].arrival_us <= self._now:
+            self._waiting.append(self._incoming.popleft())
+        if not (self._running or self._waiting):
+            return None
+        self._cut = cut_us
+        self._step(math.inf)
+        return self._now
+
     # -- one event -----------------------------------------------------------------------------
 
     def _step(self, until: float) -> bool:
@@ -203,8 +224,9 @@ class QueueReplica:
         """
         group = self._group
         first, slope, straight = self._tables.decode(group.count, group.kv_tokens)
-        if self._progress.single_steps:
+        if self._progress.single_steps or self._cut is None:
             return 1, first
+        cut = min(cut, self._cut)
         steps = group.steps_until_end()
         if straight < steps:
             steps = int(straight) + 1
