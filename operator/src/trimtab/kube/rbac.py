@@ -96,7 +96,9 @@ RULES: Final[tuple[Rule, ...]] = (
         "model sets beside the workers; inspections, fingerprints and routes in the system "
         "namespace; the price book is read",
     ),
-    _operator("batch", "jobs", _OWN, "inspection and fingerprint Jobs"),
+    _operator(
+        "batch", "jobs", _OWN, "Jobs that inspect, measure steps, and measure what precisions lose"
+    ),
     _operator("networking.k8s.io", "networkpolicies", _OWN, "only the gateway reaches workers"),
     _operator("policy", "poddisruptionbudgets", _OWN, "workers with more than one replica"),
     _operator(
