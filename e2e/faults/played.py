@@ -30,10 +30,15 @@ def substitutes() -> dict[str, list[str]]:
 
 
 def inspect(path: str) -> dict[str, object]:
-    """Return contracts §3's message for SmolLM2-135M, or the refusal that a file `refusal` asks for."""
+    """Return contracts §3's message for SmolLM2-135M, or the refusal that a file `refusal` asks for.
+
+    Its first line is a reason if it is one word; without that the model is corrupt.
+    """
     refusal = Path(path) / "refusal"
     if refusal.exists():
-        return {"v": 1, "ok": False, "reason": "ModelCorrupt", "message": refusal.read_text()}
+        first, _, rest = refusal.read_text().partition("\n")
+        reason, message = (first, rest) if rest and " " not in first else ("ModelCorrupt", first)
+        return {"v": 1, "ok": False, "reason": reason, "message": message}
     architecture = {
         "family": "llama", "hidden_size": 576, "intermediate_size": 1536, "attention_heads": 9,
         "kv_heads": 3, "head_dim": 64, "vocab_size": 49152, "tied_embeddings": True,

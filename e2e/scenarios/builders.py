@@ -34,6 +34,17 @@ def an_intent(name: str, **spec: Any) -> dict[str, Any]:
     }
 
 
+def a_shared(language: str, **spec: Any) -> dict[str, Any]:
+    """A Shared intent of a model so small that the scenario is about who serves it."""
+    source = {"persistentVolumeClaim": {"claimName": "models", "path": f"glassllm-{language}"}}
+    base = {
+        "model": {"source": source},
+        "sharing": "Shared",
+        "load": {"requestsPerSecond": "0.2", "promptTokens": 16, "outputTokens": 24},
+    }
+    return an_intent(f"glass-{language}", **base | spec)
+
+
 class Client(threading.Thread):
     """Streams one answer after another until told to stop; remembers every failure."""
 

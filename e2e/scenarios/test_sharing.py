@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from e2e import stack as st
-from e2e.scenarios.builders import TEAM, Client, an_intent
+from e2e.scenarios.builders import TEAM, Client, a_shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
 
 GROUPED = "trimtab.dev/group"
-
-
-def _shared(language: str) -> dict[str, Any]:
-    """A Shared intent of a model so small that the scenario is about who serves it."""
-    source = {"persistentVolumeClaim": {"claimName": "models", "path": f"glassllm-{language}"}}
-    load = {"requestsPerSecond": "0.2", "promptTokens": 16, "outputTokens": 24}
-    return an_intent(f"glass-{language}", model={"source": source}, sharing="Shared", load=load)
 
 
 def _pods(stack: st.Stack) -> dict[str, tuple[str, int]]:
@@ -57,7 +50,7 @@ def group(stack: st.Stack) -> Iterator[dict[str, tuple[str, int]]]:
     """A group that one intent founded; its pods as they are then."""
     st.import_model("package:glassllm", "glassllm-en")
     st.import_model("package:glassllm/pt", "glassllm-pt")
-    stack.apply(_shared("en"))
+    stack.apply(a_shared("en"))
     stack.wait_condition("glass-en", TEAM, "Ready", seconds=300)
     yield _pods(stack)
     stack.kubectl("delete", "ii", "glass-en", "glass-pt", "-n", TEAM, "--ignore-not-found")
@@ -70,7 +63,7 @@ def test_an_intent_joins_while_the_other_streams(
     client = Client(stack, token=token, model="glass-en")
     client.start()
     st.wait_for("a first answer", lambda: client.answers or client.failures, seconds=60)
-    stack.apply(_shared("pt"))
+    stack.apply(a_shared("pt"))
     intent = stack.wait_condition("glass-pt", TEAM, "Ready", seconds=300)
     served = len(client.answers)
     assert _answer(stack, token, "pt").tokens > 0

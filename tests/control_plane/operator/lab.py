@@ -30,6 +30,7 @@ from trimtab.kube.resources import (
 from trimtab.kube.writer import TokenBucket, Writer
 from trimtab.planning.plan import (
     Confidence,
+    Findings,
     FingerprintNeed,
     FleetPlan,
     GroupPlan,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 STRATEGIC = "application/strategic-merge-patch+json"
 
 ROUTES = "trimtab-routes-"
+MANY = 99
 
 VERDICT = json.dumps(
     {
@@ -222,6 +224,8 @@ class PlayedPlanner:
         self.decide: Callable[[IntentView], IntentPlan] = a_plan
         self.group: Callable[[FleetSnapshot, IntentView], IntentPlan] | None = None
         self.snapshots: list[FleetSnapshot] = []
+        self.missed: set[str] = set()
+        """Names of the intents whose running replicas miss what the plan meets."""
 
     async def plan(self, snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
         self.snapshots.append(snapshot)
@@ -232,6 +236,11 @@ class PlayedPlanner:
                 for view in snapshot.intents
             ),
             policy=policy.digest(),
+            findings=tuple(
+                Findings(uid=view.uid, meets=True, running_meets=False, fewest=MANY)
+                for view in snapshot.intents
+                if view.name in self.missed
+            ),
         )
 
     def close(self, *, kill: bool = False) -> None:
@@ -245,10 +254,14 @@ class PlayedAdmin:
         self.models: list[str] = []
         self.revision = 1
         self.asked: list[str] = []
+        self.observed: Callable[[], dict[str, Any]] | None = None
+        """What every gateway saw, asked anew each time."""
 
     async def get_all(self, addresses: Any, path: str) -> dict[str, Any]:
         models = [{"name": n, "state": "Resident"} for n in self.models]
         answer = {"v": 1, "revision": self.revision, "models": models}
+        if path == "/-/observed" and self.observed is not None:
+            return {uid: self.observed() for uid, _ in addresses}
         return {uid: answer if path == "/-/state" else None for uid, _ in addresses}
 
     async def post(self, address: str, path: str) -> bool:
@@ -427,6 +440,39 @@ class Lab:
                 POD, self.namespace, pod["metadata"]["name"], {"status": status}, "status"
             )
         return pods
+
+    async def start_gateway(self) -> None:
+        """Play a gateway of the installation: a pod that runs and can be asked."""
+        safe = {
+            "allowPrivilegeEscalation": False,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        labels = {
+            "app.kubernetes.io/name": "trimtab",
+            "app.kubernetes.io/component": "gateway",
+            "app.kubernetes.io/part-of": "trimtab",
+            "app.kubernetes.io/managed-by": OPERATOR,
+        }
+        container = {"name": "gateway", "image": "x", "securityContext": safe}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "gateway", "namespace": self.system, "labels": labels},
+            "spec": {"containers": [container]},
+        }
+        await self.apply(pod)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        state = {"name": "gateway", "image": "x", "imageID": "x", "ready": True, "restartCount": 0}
+        status = {
+            "phase": "Running",
+            "podIP": "192.0.2.250",
+            "podIPs": [{"ip": "192.0.2.250"}],
+            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}],
+            "containerStatuses": [state | {"state": {"running": {"startedAt": now}}}],
+        }
+        await self.patch(POD, self.system, "gateway", {"status": status}, "status")
 
     async def force_delete(self, pod: Manifest) -> None:
         """Play the kubelet: a pod that was deleted is gone."""

@@ -216,6 +216,16 @@ def test_a_better_configuration_waits_ten_minutes():
     assert _said(recent, missed)[:3] == ("Move", 2, "Missed")
 
 
+def test_what_is_better_waits_for_the_measurements_that_are_on_their_way():
+    """Of two options one is measured and one estimated; what misses its target or is edited does not wait."""
+    target = wanted(2, config=TWO, room=4, measuring=True)
+    assert _said(running(2), target)[3] == "Measuring"
+    assert _said(running(2), replace(target, measuring=False))[0] == "Move"
+    assert _said(running(2), replace(target, running_meets=False))[0] == "Move"
+    assert _said(running(2), replace(target, generation=2))[0] == "Move"
+    assert _said(running(2, ready=0), target)[0] == "Move"
+
+
 def test_what_does_not_serve_has_nothing_to_rest_for():
     """A worker that never became ready is replaced at once, room beside it or not."""
     dead = running(1, ready=0, changed_us=JUST)

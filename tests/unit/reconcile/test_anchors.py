@@ -20,7 +20,8 @@ from trimtab.reconcile.anchors import AnchorKeeper
 from trimtab.reconcile.fingerprints import FingerprintKeeper
 from trimtab.reconcile.fleet import Planned
 from trimtab.reconcile.inferenceintent.decide import decide
-from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, next_rollout
+from trimtab.reconcile.inferenceintent.rollout import next_rollout
+from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 
 FINGERPRINT = a_fingerprint(key=a_key())
 KEY = FINGERPRINT.key.digest()
@@ -72,7 +73,7 @@ class Town:
             "namespace": "team-a",
             "uid": "d",
             "labels": {"trimtab.dev/owner-uid": "uid-chat"},
-            "annotations": {ANNOTATION: rollout},
+            "annotations": {ROLLOUT_ANNOTATION: rollout},
         }
         template = {"metadata": {"annotations": {"trimtab.dev/plan-digest": "new"}}}
         self.caches.deployments.put(

@@ -26,7 +26,8 @@ from trimtab.observe.workers import ModelState, WorkerState
 from trimtab.reconcile.group.rollout import GroupRollout
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.gather import unplaced
-from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
+from trimtab.reconcile.inferenceintent.rollout import Rollout
+from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 from trimtab.settings import Sources
 
 if TYPE_CHECKING:
@@ -188,6 +189,17 @@ def test_more_memory_than_estimated_rolls() -> None:
         template = of_kind(decide(measured, settings=SETTINGS), "Deployment")["spec"]["template"]
         limits = template["spec"]["containers"][0]["resources"]["limits"]
         assert limits["memory"] == limit
+
+
+def test_an_estimate_rolls_nothing_that_serves() -> None:
+    """Where a measurement was lost, what runs was sized by a better one than what replaces it."""
+    first = an_observed()
+    arena, beside = 384 * 2**20, 516 * 2**20
+    option = an_option(arena_bytes=arena, memory_bytes=arena + 2 * beside, fingerprint="Roofline")
+    plan = a_plan(first.record, option=option)
+    seen = an_observed(first.record, deployment=placed(first).deployment, plan=plan)
+    before, after = (of_kind(decide(o, settings=SETTINGS), "Deployment") for o in (first, seen))
+    assert after["spec"]["template"] == before["spec"]["template"]
 
 
 def test_another_precision_rolls() -> None:
@@ -405,7 +417,7 @@ def test_a_groups_roll_without_room_names_the_memory_that_the_group_needs() -> N
     )
     own = placed(an_observed()).deployment
     assert own is not None
-    group = dataclasses.replace(own, annotations={ANNOTATION: rollout.to_json()})
+    group = dataclasses.replace(own, annotations={ROLLOUT_ANNOTATION: rollout.to_json()})
     template = {"annotations": {"trimtab.dev/plan-digest": own.plan_digest}}
     new = dataclasses.replace(
         pod({"metadata": {"name": "new", "namespace": "team-a", "uid": "new"} | template}),
@@ -459,10 +471,11 @@ def test_a_garbled_roll_out_is_not_planned_with(garbled: dict[str, Any]) -> None
     """Anybody who may edit a Deployment may edit its annotation; plans are made for everybody."""
     built = of_kind(decide(an_observed(), settings=SETTINGS), "Deployment")
     annotations = built["metadata"]["annotations"]
-    rollout = json.loads(annotations[ANNOTATION])
-    assert of_annotations(annotations) is not None
+    rollout = json.loads(annotations[ROLLOUT_ANNOTATION])
+    del rollout["seal"]
+    assert Rollout.from_json(json.dumps(rollout)) is not None
     rollout["config"] |= garbled
-    assert of_annotations({ANNOTATION: json.dumps(rollout)}) is None
+    assert Rollout.from_json(json.dumps(rollout)) is None
 
 
 TARGETS = {"timeToFirstTokenMilliseconds": 500, "timePerOutputTokenMilliseconds": 50}

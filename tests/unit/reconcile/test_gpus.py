@@ -19,7 +19,8 @@ from trimtab.observe.requests import Requested
 from trimtab.planning.replan import Step
 from trimtab.planning.snapshot import Config, GpuPool
 from trimtab.reconcile.inferenceintent.decide import decide
-from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
+from trimtab.reconcile.inferenceintent.rollout import Rollout
+from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot
 from trimtab.settings import Settings
 
@@ -154,7 +155,7 @@ def test_a_pod_on_cpu_asks_for_no_gpus() -> None:
 def test_a_rollout_on_gpus_is_read_back() -> None:
     """Threads are 0 there, and a roll-out that is not believed would be planned as if nothing ran."""
     deployment, _ = _deployment(GROUP)
-    found = of_annotations(deployment["metadata"]["annotations"])
+    found = Rollout.from_json(deployment["metadata"]["annotations"][ROLLOUT_ANNOTATION])
     assert found is not None
     assert found.config == GROUP
 
@@ -165,15 +166,17 @@ def _moved(*, mode: str, kind: str = "Move", surge: bool = True, rolls: bool = F
     option = dataclasses.replace(an_option(), config=GROUP)
     plan = a_plan(record, option=option)
     first = of_kind(decide(an_observed(record, plan=plan), settings=WITH_GPUS), "Deployment")
-    text = json.loads(first["metadata"]["annotations"][ANNOTATION]) | {"surge": surge}
-    first["metadata"]["annotations"][ANNOTATION] = json.dumps(text)
+    text = json.loads(first["metadata"]["annotations"][ROLLOUT_ANNOTATION]) | {"surge": surge}
+    # As an older release wrote it, so that it is believed.
+    del text["seal"]
+    first["metadata"]["annotations"][ROLLOUT_ANNOTATION] = json.dumps(text)
     live = deployment(first | {"status": {} if rolls else DONE})
     step = Step(kind=kind, config=GROUP, replicas=1, mode=mode)  # type: ignore[arg-type]
     observed = an_observed(record, plan=plan, deployment=live)
     made = decide(dataclasses.replace(observed, step=step), settings=WITH_GPUS)
     found = of_kind(made, "Deployment")
-    return found["spec"]["strategy"]["rollingUpdate"], of_annotations(
-        found["metadata"]["annotations"]
+    return found["spec"]["strategy"]["rollingUpdate"], Rollout.from_json(
+        found["metadata"]["annotations"][ROLLOUT_ANNOTATION]
     )
 
 

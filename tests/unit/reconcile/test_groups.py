@@ -19,8 +19,8 @@ from trimtab.planning.snapshot import Config
 from trimtab.reconcile.group.decide import GroupStep, decide_group
 from trimtab.reconcile.group.rollout import GroupRollout
 from trimtab.reconcile.inferenceintent.policies import Admission, path_below_its_volume
-from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
 from trimtab.reconcile.plan import Plan
+from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 from trimtab.reconcile.snapshot import parse_intent
 from trimtab.settings import Sources
 
@@ -240,11 +240,11 @@ def test_a_group_of_an_older_release_goes_on_without_that_request() -> None:
     plan = a_group_plan("a", host_bytes=0)
     first = step(a_group(plan, a_member("a", plan)))
     assert disk(first) is None
-    text = json.loads(of_kind(first, "Deployment")["metadata"]["annotations"][ANNOTATION])
-    del text["host_bytes"]
+    text = json.loads(of_kind(first, "Deployment")["metadata"]["annotations"][ROLLOUT_ANNOTATION])
+    del text["host_bytes"], text["seal"]
     running = placed(first)
     running["deployment"] = dataclasses.replace(
-        running["deployment"], annotations={ANNOTATION: json.dumps(text)}
+        running["deployment"], annotations={ROLLOUT_ANNOTATION: json.dumps(text)}
     )
     wanted = a_group_plan("a")
     found = step(a_group(wanted, a_member("a", wanted), **running))
@@ -461,16 +461,35 @@ def test_an_edited_annotation_mounts_nothing_that_is_not_allowed(path: str) -> N
     """What a running group says of its volumes is held to the same prefixes as what an intent says."""
     first, running = one_running()
     annotations = running["deployment"].annotations
-    said = json.loads(annotations[ANNOTATION])
+    said = json.loads(annotations[ROLLOUT_ANNOTATION])
+    # As an older release wrote it, so that it is believed.
+    del said["seal"]
     said["volumes"].append(json.dumps(a_host_path(path)))
     running["deployment"] = dataclasses.replace(
-        running["deployment"], annotations={ANNOTATION: json.dumps(said)}
+        running["deployment"], annotations={ROLLOUT_ANNOTATION: json.dumps(said)}
     )
     plan = a_group_plan("a", "b")
     for second in (a_member("b", plan), a_member("b", None)):
         found = step(a_group(plan, a_member("a", plan), second, **running))
         assert host_paths(found) == []
         assert rolled(found) == rolled(first)
+
+
+@pytest.mark.parametrize("edit", [{"threads": 2}, {"arena_bytes": 1}, None])
+def test_an_edited_roll_out_is_read_from_the_model_set(edit: dict[str, Any] | None) -> None:
+    """Whatever somebody writes on the Deployment, the worker that serves is left as it is."""
+    first, running = one_running()
+    said = json.loads(running["deployment"].annotations[ROLLOUT_ANNOTATION])
+    text = "nonsense" if edit is None else json.dumps(said | edit)
+    running["deployment"] = dataclasses.replace(
+        running["deployment"], annotations={ROLLOUT_ANNOTATION: text}
+    )
+    # What is planned now is twice as large: without knowing what runs it would be rolled out.
+    plan = dataclasses.replace(a_group_plan("a"), max_seqs=9, memory_bytes=4096 * MIB)
+    found = step(a_group(plan, a_member("a", plan), **running))
+    assert rolled(found) == rolled(first)
+    alone = step(a_group(plan, a_member("a", plan), **running | {"model_sets": ()}))
+    assert rolled(alone) != rolled(first)
 
 
 def test_a_prefix_that_is_taken_back_rolls_nobody_and_is_mounted_by_nothing_new() -> None:
@@ -500,6 +519,8 @@ def test_a_rollout_that_somebody_spoilt_takes_nobody_away() -> None:
     plan = a_group_plan("a", "b")
     running = placed(step(a_group(plan, a_member("a", plan), a_member("b", plan))))
     running["deployment"] = dataclasses.replace(running["deployment"], annotations={})
+    sets = running["model_sets"]
+    running["model_sets"] = tuple(dataclasses.replace(one, annotations={}) for one in sets)
     waits = a_group(a_group_plan("a"), a_member("a", plan), a_member("b", None), **running)
     assert step(waits) == GroupStep()
     again = step(a_group(plan, a_member("a", plan), a_member("b", plan), **running))
@@ -572,7 +593,7 @@ def test_replicas_that_somebody_else_set_are_left_alone() -> None:
 def test_a_rollout_is_read_back_as_written() -> None:
     """What a Deployment carries is understood by the operator that restarts, and nonsense is not."""
     first, _ = one_running()
-    text = of_kind(first, "Deployment")["metadata"]["annotations"][ANNOTATION]
+    text = of_kind(first, "Deployment")["metadata"]["annotations"][ROLLOUT_ANNOTATION]
     read = GroupRollout.from_json(text)
     assert read is not None
     assert read.to_json() == text
@@ -581,6 +602,8 @@ def test_a_rollout_is_read_back_as_written() -> None:
     assert config.precision == "bf16"
     assert read.config("uid-nobody") is None
     changed = json.loads(text)
+    del changed["seal"]
+    assert GroupRollout.from_json(json.dumps(changed)) == read
     spoilt = [
         json.dumps(changed | {"volumes": [volume]})
         for volume in ("", "nonsense", "{}", '{"hostPath":{}}', '{"image":null}', 7)

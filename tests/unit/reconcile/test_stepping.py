@@ -12,6 +12,7 @@ import pytest
 from tests.unit.reconcile.builders import SETTINGS, a_plan, a_record, an_observed, an_option
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
+from trimtab.observe.intents import FingerprintProgress
 from trimtab.observe.records import deployment
 from trimtab.planning.plan import Findings
 from trimtab.planning.policy import PlannerPolicy
@@ -19,7 +20,8 @@ from trimtab.planning.replan import Step
 from trimtab.planning.snapshot import Assignment, CpuPool, FleetSnapshot
 from trimtab.reconcile.fleet import Planned
 from trimtab.reconcile.inferenceintent.decide import decide
-from trimtab.reconcile.inferenceintent.rollout import of_annotations
+from trimtab.reconcile.inferenceintent.rollout import Rollout, in_force
+from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 from trimtab.reconcile.stepping import Stepper
 
 GIB = 2**30
@@ -33,6 +35,7 @@ class Town:
         self.caches = Caches()
         self.now = 100_000.0
         self.asked = 0
+        self.measuring = False
         self.woken: list[str] = []
         self.version = 0
         self.created: dict[str, str] = {}
@@ -43,6 +46,9 @@ class Town:
             clock=lambda: self.now,
             utcnow=lambda: datetime(2026, 11, 23, tzinfo=UTC),
             oldest_namesake=lambda *_: None,
+            fingerprints=SimpleNamespace(
+                progress=lambda *_, **__: FingerprintProgress(pending=self.measuring)
+            ),
         )
         self.stepper = Stepper(
             world,
@@ -113,7 +119,7 @@ class Town:
                 memory_bytes=rollout.memory_bytes,
             )
             for one in self.caches.deployments
-            if (rollout := of_annotations(one.annotations)) is not None
+            if (rollout := in_force(one, ())) is not None
             for uid in one.owner_uids
         )
         pool = CpuPool(node="n0", cpu_model="Test CPU", millicores=8000, memory_bytes=16 * GIB)
@@ -190,6 +196,20 @@ def test_a_better_configuration_waits_and_an_edit_does_not() -> None:
     town.now -= 601
     town.plans(edited, threads=2)
     assert said(town.step(edited)) == ("Move", 1, "None")
+
+
+def test_a_better_configuration_waits_for_measurements() -> None:
+    """What the fingerprints' keeper has on its way may show that it is not better."""
+    town = Town()
+    record = town.intent()
+    town.runs(record, threads=1)
+    town.plans(record, threads=2)
+    town.step(record)
+    town.now += 601
+    town.measuring = True
+    assert said(town.step(record)) == ("Keep", 1, "Measuring")
+    town.measuring = False
+    assert said(town.step(record)) == ("Move", 1, "None")
 
 
 def test_pins_are_read_from_the_object() -> None:
@@ -340,7 +360,7 @@ def _applied(step: Step | None, **option: Any) -> tuple[Any, str]:
     observed = an_observed(record, plan=plan, deployment=running, step=step)
     decided = decide(observed, settings=SETTINGS)
     manifest = next(m for m in decided.desired if m["kind"] == "Deployment")
-    rollout = of_annotations(manifest["metadata"]["annotations"])
+    rollout = Rollout.from_json(manifest["metadata"]["annotations"][ROLLOUT_ANNOTATION])
     assert rollout is not None
     counted = manifest["spec"]["replicas"]
     return (rollout.config.threads, counted), str(decided.status["plan"]["message"])

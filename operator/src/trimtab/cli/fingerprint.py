@@ -164,8 +164,8 @@ def manifest(
         parse,
     )
     from trimtab.planning.step_model import fit  # noqa: PLC0415 - as above
+    from trimtab.reconcile.fingerprint_book import FINGERPRINT_KEY  # noqa: PLC0415 - as above
     from trimtab.reconcile.labels import shared_labels  # noqa: PLC0415 - as above
-    from trimtab.reconcile.snapshot import FINGERPRINT_KEY  # noqa: PLC0415 - as above
 
     try:
         text = document.read_text()

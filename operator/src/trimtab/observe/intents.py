@@ -36,6 +36,8 @@ class FingerprintProgress:
     """Names of Jobs."""
     failures: tuple[str, ...] = ()
     """Sentences about Jobs that failed and are to be repeated."""
+    pending: bool = False
+    """Whether one of them is on its way, and not for the second time."""
     hold: bool = False
     """Whether the first roll-out still waits for the first measurement."""
     hold_ends_in_seconds: float | None = None

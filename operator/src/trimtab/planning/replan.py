@@ -21,6 +21,7 @@ Hold = Literal[
     "NoPlan",
     "InFlight",
     "Dwell",
+    "Measuring",
     "StillNeeded",
     "Lone",
     "NoRoom",
@@ -143,6 +144,8 @@ class Wanted:
         room: Replicas of the wanted configuration that fit beside everything that runs.
         swaps: One of them fits where one of those that run is taken away.
         needed: It takes less than what runs, and somebody who is not served yet is planned there.
+        measuring: The plan asks for measurements that are on their way: what is better may turn out
+            not to be.
     """
 
     config: Config
@@ -157,6 +160,7 @@ class Wanted:
     room: int = 0
     swaps: bool = True
     needed: bool = False
+    measuring: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +309,9 @@ def _move(current: Running, wanted: Wanted, *, now_us: int, policy: PlannerPolic
             return _keep(current, "InFlight", again_us=ends)
     if cause == "Better" and _resting(current, now_us=now_us, policy=policy):
         return _keep(current, "Dwell", again_us=_dwells_until(current, policy=policy))
+    if cause == "Better" and wanted.measuring and current.ready > 0:
+        # Of two options one is measured and one estimated: that says which was measured first.
+        return _keep(current, "Measuring")
     replicas, mode = wanted.replicas, _mode(current, wanted)
     if mode == "BreakBeforeMake" and not forced and current.ready > 0:
         return _keep(current, "Lone" if current.ready < 2 else "NoRoom")

@@ -19,8 +19,9 @@ from trimtab.planning.anchors import (
 )
 from trimtab.planning.estimate import best_for, key_for
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
+from trimtab.reconcile.fingerprint_book import FINGERPRINT_KEY
 from trimtab.reconcile.labels import shared_labels
-from trimtab.reconcile.snapshot import FINGERPRINT_KEY, running_config
+from trimtab.reconcile.snapshot import running_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,14 +7,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from trimtab.api.v1alpha1.names import GROUP
+from trimtab.observe.digests import digest
 from trimtab.observe.intents import FingerprintProgress
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.planning.plan import FingerprintNeed
 from trimtab.planning.step_model import fit
+from trimtab.reconcile.fingerprint_book import (
+    FINGERPRINT_KEY,
+    SEAL_ANNOTATION,
+    FingerprintBook,
+)
 from trimtab.reconcile.inferenceintent import jobs
 from trimtab.reconcile.labels import shared_labels
 from trimtab.reconcile.measuring import DocumentError, Measurer
-from trimtab.reconcile.snapshot import FINGERPRINT_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +55,11 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
         """When suspect measurements may be repeated, by key."""
         return {}
 
+    @cached_property
+    def book(self) -> FingerprintBook:
+        """Which documents are in force: one that is spoilt answers nothing."""
+        return FingerprintBook()
+
     # What intents read.
 
     def progress(
@@ -66,6 +76,7 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
             wanted=len(needs),
             running=tuple(running),
             failures=tuple(failures),
+            pending=any(n.key not in self._failures for n in needs),
             hold=hold,
             hold_ends_in_seconds=self._hold_ends_in(uid) if hold else None,
         )
@@ -150,6 +161,7 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
 
     def _config_map(self, name: str, *, key: str, document: Manifest) -> Manifest:
         kept = self._caches.configmaps.get(self._settings.system_namespace, f"fp-{name}")
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -157,11 +169,10 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
                 "name": f"fp-{name}",
                 "namespace": self._settings.system_namespace,
                 "labels": shared_labels("fingerprint", instance=f"fp-{name}"),
-                "annotations": {ANSWERS_ANNOTATION: key},
+                "annotations": {ANSWERS_ANNOTATION: key, SEAL_ANNOTATION: digest(text)},
             },
             # What live replicas said stays true when it is measured again.
-            "data": dict(kept.data if kept else {})
-            | {FINGERPRINT_KEY: json.dumps(document, sort_keys=True, separators=(",", ":"))},
+            "data": dict(kept.data if kept else {}) | {FINGERPRINT_KEY: text},
         }
 
     # What exists.
@@ -172,11 +183,10 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
         return self._answered(need.key) and not due
 
     def _answered(self, key: str) -> bool:
-        namespace = self._settings.system_namespace
-        if self._caches.configmaps.get(namespace, f"fp-{key}") is not None:
-            return True
+        namespace, name = self._settings.system_namespace, f"fp-{key}"
         return any(
-            record.annotations.get(ANSWERS_ANNOTATION) == key
+            (record.name == name or record.annotations.get(ANSWERS_ANNOTATION) == key)
+            and self.book.in_force(record.name)
             for record in self._caches.configmaps
             if record.namespace == namespace
         )

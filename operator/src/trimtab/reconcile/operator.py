@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import random
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import structlog
 
+from trimtab.api.v1alpha1.reasons import Reason
 from trimtab.kube.errors import ApiError, classify
 from trimtab.kube.events import event
 from trimtab.kube.resources import WATCHED
@@ -18,6 +20,7 @@ from trimtab.observe.barrier import Barrier
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.loads import LoadBook
+from trimtab.observe.records import config_map
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.reconcile import auditing, pollers
 from trimtab.reconcile.accuracy import AccuracyKeeper
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from trimtab.kube.client import KubeClient
     from trimtab.kube.writer import Writer
     from trimtab.observe.cache import Change
+    from trimtab.observe.records import ConfigMapRecord
     from trimtab.observe.workers import AdminClient
     from trimtab.planning.snapshot import FleetSnapshot
     from trimtab.settings import Settings
@@ -355,7 +359,7 @@ class Operator:
 
     async def _snapshot(self) -> FleetSnapshot:
         world = self.world
-        return fleet_snapshot(
+        snapshot = fleet_snapshot(
             self.caches,
             loads=world.loads,
             settings=self.settings,
@@ -366,8 +370,18 @@ class Operator:
                 gateway_overhead_us=world.gateway_overhead_us,
                 anchors=world.anchors.all(),
                 volumes=await self._volumes.read(self.caches.inferenceintents),
+                fingerprints=self.keeper.book,
             ),
         )
+        metrics.INVALID_FINGERPRINTS.set(self.keeper.book.spoilt())
+        for spoilt in self.keeper.book.news():
+            await self._tell_of_config_map(
+                spoilt.record,
+                reason=Reason.FINGERPRINT_INVALID,
+                note=spoilt.message,
+                action="ReadFingerprint",
+            )
+        return snapshot
 
     def _written(self, plural: str, change: Change[Any]) -> None:
         self.waker.changed(plural, change)
@@ -420,20 +434,31 @@ class Operator:
         self._run_job("audit")
 
     async def _price_book_invalid(self, body: Mapping[str, Any], problem: str) -> None:
-        meta = body.get("metadata") or {}
+        record = config_map(body)
+        named = dataclasses.replace(
+            record, namespace=self.settings.system_namespace, name=pollers.PRICES_NAME
+        )
+        await self._tell_of_config_map(
+            named, reason=Reason.PRICE_BOOK_INVALID, note=problem, action="ReadPrices"
+        )
+
+    async def _tell_of_config_map(
+        self, record: ConfigMapRecord, *, reason: Reason, note: str, action: str
+    ) -> None:
+        """Post a warning about a ConfigMap; one that cannot be posted stops nothing."""
         manifest = event(
             regarding={
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
-                "namespace": self.settings.system_namespace,
-                "name": pollers.PRICES_NAME,
-                "uid": str(meta.get("uid") or ""),
+                "namespace": record.namespace,
+                "name": record.name,
+                "uid": record.uid,
             },
-            reason="PriceBookInvalid",
-            note=problem,
+            reason=str(reason),
+            note=note,
             warning=True,
-            action="ReadPrices",
-            occasion=str(meta.get("resourceVersion") or ""),
+            action=action,
+            occasion=str(record.resource_version or ""),
             controller=self._writer.manager,
             instance=self.settings.pod_name,
             at=self._utcnow(),
@@ -444,7 +469,7 @@ class Operator:
             fault = classify(error)
             if fault is None:
                 raise
-            _log.warning("event_not_posted", reason="PriceBookInvalid", error=fault.message)
+            _log.warning("event_not_posted", reason=str(reason), error=fault.message)
 
     def before_scrape(self) -> None:
         """Set the gauges that are computed from what is known."""

@@ -17,7 +17,6 @@ from trimtab.observe.requests import Requested
 from trimtab.observe.volumes import nodes_of
 from trimtab.planning.accuracy import TEXT_DIGEST, AccuracyInvalidError
 from trimtab.planning.accuracy import parse as parse_accuracy
-from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.planning.prices import PriceBook
 from trimtab.planning.snapshot import (
     Anchor,
@@ -30,11 +29,13 @@ from trimtab.planning.snapshot import (
     Load,
     Targets,
 )
+from trimtab.reconcile.fingerprint_book import FingerprintBook
 from trimtab.reconcile.gpus import gpu_pools, tolerations
 from trimtab.reconcile.group.rollout import GroupRollout
 from trimtab.reconcile.inferenceintent import jobs
-from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
+from trimtab.reconcile.inferenceintent.rollout import in_force
 from trimtab.reconcile.labels import Owner
+from trimtab.reconcile.sealed import rollout_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,11 +44,9 @@ if TYPE_CHECKING:
     from trimtab.observe.caches import Caches
     from trimtab.observe.loads import LoadBook
     from trimtab.observe.records import DeploymentRecord, IntentRecord, NodeRecord
-    from trimtab.planning.fingerprint import Fingerprint
     from trimtab.planning.snapshot import Config, ModelView
     from trimtab.settings import Settings
 
-FINGERPRINT_KEY: Final = "fingerprint.json"
 ACCURACY_KEY: Final = "accuracy.json"
 _ASSUMED_PROMPT, _ASSUMED_OUTPUT = 1024, 256
 _STEP_MILLICORES: Final = 100
@@ -68,6 +67,7 @@ class Surroundings:
     """Of live replicas, of each fingerprint the newest last."""
     volumes: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
     """PersistentVolumes of models, by namespace and claim."""
+    fingerprints: FingerprintBook = field(default_factory=FingerprintBook)
 
 
 def fleet_snapshot(
@@ -92,7 +92,7 @@ def fleet_snapshot(
         gpu_pools=gpus,
         left_out=left_out,
         capabilities=surroundings.capabilities,
-        fingerprints=fingerprints(caches, settings=settings),
+        fingerprints=surroundings.fingerprints.read(caches, settings=settings),
         prices=surroundings.prices,
         assignments=_assignments(caches, ages=surroundings.ages),
         gateway_overhead_us=surroundings.gateway_overhead_us,
@@ -356,20 +356,6 @@ def cpu_models(caches: Caches, *, settings: Settings) -> dict[str, str]:
     return found
 
 
-def fingerprints(caches: Caches, *, settings: Settings) -> tuple[Fingerprint, ...]:
-    """Return every valid fingerprint of the system namespace, sorted by name."""
-    found = []
-    for record in sorted(caches.configmaps, key=lambda r: r.name):
-        measured = record.labels.get(COMPONENT_LABEL) == "fingerprint"
-        if record.namespace != settings.system_namespace or not measured:
-            continue
-        try:
-            found.append(parse(record.data.get(FINGERPRINT_KEY, "")))
-        except FingerprintInvalidError:
-            continue
-    return tuple(found)
-
-
 def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment, ...]:
     found = []
     for intent in sorted(caches.inferenceintents, key=lambda r: r.uid):
@@ -390,16 +376,16 @@ def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment
 def running_config(intent: IntentRecord, deployment: DeploymentRecord) -> Config | None:
     """Return how a Deployment runs an intent's model; None if it does not say so."""
     if GROUP_LABEL in deployment.labels:
-        shared = GroupRollout.from_json(deployment.annotations.get(ANNOTATION, ""))
+        shared = GroupRollout.from_json(rollout_text(deployment, ()))
         return shared.config(intent.uid) if shared else None
-    alone = of_annotations(deployment.annotations)
+    alone = in_force(deployment, ())
     return alone.config if alone else None
 
 
 def _alone(
     intent: IntentRecord, deployment: DeploymentRecord, caches: Caches, *, ages: Mapping[str, int]
 ) -> Assignment | None:
-    rollout = of_annotations(deployment.annotations)
+    rollout = in_force(deployment, caches.configmaps.owned_by(intent.uid))
     if rollout is None:
         return None
     return Assignment(
@@ -416,11 +402,11 @@ def _alone(
 def _shared(
     intent: IntentRecord, deployment: DeploymentRecord, caches: Caches, *, ages: Mapping[str, int]
 ) -> Assignment | None:
-    rollout = GroupRollout.from_json(deployment.annotations.get(ANNOTATION, ""))
+    group = deployment.labels[GROUP_LABEL]
+    rollout = GroupRollout.from_json(rollout_text(deployment, caches.configmaps.owned_by(group)))
     config = rollout.config(intent.uid) if rollout else None
     if rollout is None or config is None:
         return None
-    group = deployment.labels[GROUP_LABEL]
     return Assignment(
         intent_uid=intent.uid,
         config=config,

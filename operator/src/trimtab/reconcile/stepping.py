@@ -17,7 +17,7 @@ from trimtab.planning.transition import Candidate, admit, devices, devices_by_pr
 from trimtab.planning.triggers import SpareWatch
 from trimtab.reconcile.inferenceintent.gather import unplaced
 from trimtab.reconcile.inferenceintent.policies import Admission, first_violation
-from trimtab.reconcile.inferenceintent.rollout import of_annotations
+from trimtab.reconcile.inferenceintent.rollout import in_force
 from trimtab.reconcile.naming import model_name
 from trimtab.reconcile.snapshot import epoch, parse_intent
 
@@ -139,7 +139,7 @@ class Stepper:
         deployment = self._own(record)
         if deployment is None or record.deleting:
             return None
-        rollout = of_annotations(deployment.annotations)
+        rollout = in_force(deployment, self._world.caches.configmaps.owned_by(record.uid))
         if rollout is None or (plan is not None and plan.group is not None):
             return None
         if _taken_back(record, deployment):
@@ -249,6 +249,9 @@ class Stepper:
             fewest_now=found.fewest if found else None,
             room=self._room(option) if option.config != running.config else 0,
             needed=self._newcomers and _takes_less(option, running),
+            measuring=self._world.fingerprints.progress(
+                record.uid, plan, first_rollout=False
+            ).pending,
         )
 
     def _room(self, option: Option) -> int:

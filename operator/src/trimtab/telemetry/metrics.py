@@ -118,6 +118,11 @@ COST_PER_MILLION: Final = Gauge(
     ["load"],
     registry=REGISTRY,
 )
+INVALID_FINGERPRINTS: Final = Gauge(
+    "trimtab_invalid_fingerprints",
+    "Fingerprint documents that cannot be used as they are; events FingerprintInvalid name them.",
+    registry=REGISTRY,
+)
 PREDICTION_RATIO: Final = Gauge(
     "trimtab_prediction_ratio",
     "Observed over predicted, median of the intents that have both.",

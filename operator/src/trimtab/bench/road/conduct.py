@@ -18,9 +18,9 @@ from trimtab.bench.road.ledger import Opening, Row
 from trimtab.bench.road.matrix import Rates, Run, Way, blocks, total_seconds
 from trimtab.bench.road.stage import CannotServeError
 from trimtab.observe.inspections import INSPECTION_KEY
+from trimtab.reconcile.fingerprint_book import FINGERPRINT_KEY
 from trimtab.reconcile.inferenceintent import jobs
 from trimtab.reconcile.labels import Owner
-from trimtab.reconcile.snapshot import FINGERPRINT_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

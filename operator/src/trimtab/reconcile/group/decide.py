@@ -24,10 +24,10 @@ from trimtab.reconcile.inferenceintent.children import (
     Home,
     Worker,
     assemble,
+    model_set_map,
     pod_template,
 )
 from trimtab.reconcile.inferenceintent.policies import source_allowed
-from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
 from trimtab.reconcile.inferenceintent.sources import (
     identity,
     mount_shared,
@@ -36,6 +36,7 @@ from trimtab.reconcile.inferenceintent.sources import (
     shared_volume,
 )
 from trimtab.reconcile.labels import Owner, group_labels, group_selector
+from trimtab.reconcile.sealed import rollout_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ def rollout_of(group: ObservedGroup) -> GroupRollout | None:
     """Return the roll-out in force."""
     if group.deployment is None:
         return None
-    return GroupRollout.from_json(group.deployment.annotations.get(ANNOTATION, ""))
+    return GroupRollout.from_json(rollout_text(group.deployment, group.model_sets))
 
 
 def _set_in_force(group: ObservedGroup) -> ConfigMapRecord | None:
@@ -362,13 +363,10 @@ def _shrunk(group: ObservedGroup, live: Mapping[str, Any], served: Sequence[_Ser
     if record is None:
         return GroupStep()
     content = {**live, "models": [s.entry for s in served]}
-    home = _home(group, served)
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": home.metadata(record.name),
-        "data": {
-            MODELS_KEY: json.dumps(_revised(group, content, name=record.name), sort_keys=True)
-        },
-    }
+    manifest = model_set_map(
+        _home(group, served),
+        record.name,
+        _revised(group, content, name=record.name),
+        rollout=rollout_text(group.deployment, group.model_sets) if group.deployment else "",
+    )
     return GroupStep(desired=(manifest,))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from trimtab.api.v1alpha1.inferenceintent_spec import ModelSource
 from trimtab.planning.precision import PRECISIONS
 from trimtab.planning.snapshot import Config
 from trimtab.reconcile.inferenceintent.rollout import MOST, drain_seconds
+from trimtab.reconcile.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,18 +58,20 @@ class GroupRollout:
 
     def to_json(self) -> str:
         """Return the annotation's text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return seal(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> GroupRollout | None:
         """Read the annotation; None where it is absent, edited or of another release."""
+        data = unseal(text)
+        if data is None:
+            return None
         try:
-            data: dict[str, Any] = json.loads(text)
             members = {str(u): Joined(**m) for u, m in data.pop("members").items()}
             data |= {name: tuple(data[name]) for name in ("nodes", "shaped_for", "volumes")}
             read = cls(members=members, **data)
             return read if _sane(read) else None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def config(self, uid: str) -> Config | None:

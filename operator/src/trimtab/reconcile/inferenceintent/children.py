@@ -10,10 +10,10 @@ from trimtab.api.v1alpha1 import names
 from trimtab.kube import names as object_names
 from trimtab.observe.digests import digest
 from trimtab.reconcile import gpus
-from trimtab.reconcile.inferenceintent.rollout import ANNOTATION
 from trimtab.reconcile.inferenceintent.sources import MODEL_ROOT
 from trimtab.reconcile.labels import Owner, labels
 from trimtab.reconcile.pods import container, pod_spec, resources
+from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 
 if TYPE_CHECKING:
     from trimtab.kube.resources import Manifest
@@ -167,7 +167,7 @@ def assemble(
         if volume["name"] == "model-set":
             volume["configMap"]["name"] = config_name
     template["metadata"]["annotations"] = {names.PLAN_DIGEST_ANNOTATION: plan_digest}
-    content = _config_map(worker.home, config_name, model_set)
+    content = model_set_map(worker.home, config_name, model_set, rollout=worker.rollout)
     manifests = [
         _network_policy(worker),
         *(() if set_last else (content,)),
@@ -230,11 +230,12 @@ def _parallel(rollout: Rollout) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size > 1}
 
 
-def _config_map(home: Home, name: str, model_set: Manifest) -> Manifest:
+def model_set_map(home: Home, name: str, model_set: Manifest, *, rollout: str) -> Manifest:
+    """Return a model set's ConfigMap; the roll-out is kept here as well, should it be edited there."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": home.metadata(name),
+        "metadata": home.metadata(name, annotations={ROLLOUT_ANNOTATION: rollout}),
         "data": {MODELS_KEY: json.dumps(model_set, sort_keys=True)},
     }
 
@@ -364,7 +365,7 @@ def _deployment(worker: Worker, template: Manifest) -> Manifest:
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": worker.home.metadata(
-            worker.home.name, annotations={ANNOTATION: worker.rollout}
+            worker.home.name, annotations={ROLLOUT_ANNOTATION: worker.rollout}
         ),
         "spec": spec,
     }

@@ -17,7 +17,7 @@ from trimtab.kube.resources import CHILDREN, CONFIG_MAP, DISRUPTION_BUDGET, JOB
 from trimtab.reconcile.group.decide import decide_group
 from trimtab.reconcile.inferenceintent import children, jobs, status, verdicts
 from trimtab.reconcile.inferenceintent.policies import Admission, Violation, first_violation
-from trimtab.reconcile.inferenceintent.rollout import next_rollout, of_annotations
+from trimtab.reconcile.inferenceintent.rollout import in_force, next_rollout
 from trimtab.reconcile.inferenceintent.sources import mount
 from trimtab.reconcile.inferenceintent.transitions import transitions
 from trimtab.reconcile.labels import Owner
@@ -221,7 +221,7 @@ def _built(
     deployment = observed.deployment
     if deployment is None and observed.fingerprints.hold:
         return None
-    before = of_annotations(deployment.annotations) if deployment else None
+    before = in_force(deployment, observed.model_sets) if deployment else None
     step = observed.step
     rollout = next_rollout(plan, before=before, several_nodes=observed.several_nodes)
     if step is not None and before is not None and step.config == before.config:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from trimtab.api.v1alpha1.names import GROUP
 from trimtab.planning.precision import PRECISIONS
 from trimtab.planning.snapshot import Config
+from trimtab.reconcile.sealed import rollout_text, seal, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
+    from trimtab.observe.records import ConfigMapRecord, DeploymentRecord
     from trimtab.planning.plan import IntentPlan
 
-ANNOTATION: Final = f"{GROUP}/rollout"
 _SLACK: Final = 0.8
 # A measurement that differs by its noise rolls nothing; more than that, and the limit would kill.
 _MEMORY_GROWTH: Final = 1.05
@@ -46,23 +45,25 @@ class Rollout:
 
     def to_json(self) -> str:
         """Return the annotation's text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return seal(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Rollout | None:
-        """Read the annotation; None where it is absent or of another release."""
+        """Read the annotation; None where it is absent, edited or of another release."""
         return _read(text)
 
 
 # Every Deployment's is read whenever one of them changes.
 @functools.lru_cache(maxsize=8192)
 def _read(text: str) -> Rollout | None:
+    data = unseal(text)
+    if data is None:
+        return None
     try:
-        data: dict[str, Any] = json.loads(text)
         config = Config(**data.pop("config"))
         nodes = tuple(data.pop("nodes"))
         read = Rollout(config=config, nodes=nodes, **data)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return read if _sane(read) else None
 
@@ -86,9 +87,9 @@ def _sane(rollout: Rollout) -> bool:
     )
 
 
-def of_annotations(annotations: Mapping[str, str]) -> Rollout | None:
-    """Return the roll-out that a Deployment carries, if any."""
-    return Rollout.from_json(annotations.get(ANNOTATION, ""))
+def in_force(deployment: DeploymentRecord, model_sets: Iterable[ConfigMapRecord]) -> Rollout | None:
+    """Return the roll-out that a Deployment's pods are of, None where nobody knows it."""
+    return Rollout.from_json(rollout_text(deployment, model_sets))
 
 
 def next_rollout(
@@ -98,7 +99,8 @@ def next_rollout(
 
     Within a generation of the intent, a plan that keeps the configuration and needs no larger
     arena keeps the running sizes too: a little more or less load is no reason to roll. What the
-    process needs beside its arena does not depend on the load: the limit must hold it.
+    process needs beside its arena does not depend on the load: the limit must hold it. But what
+    serves is no worse known than an estimate.
     """
     option = plan.option
     if option is None:
@@ -124,7 +126,10 @@ def next_rollout(
         before.arena_bytes >= _SLACK * after.arena_bytes
         and before.max_model_len >= _SLACK * after.max_model_len
         and before.max_seqs >= _SLACK * after.max_seqs
-        and _beside_arena(after) <= _MEMORY_GROWTH * _beside_arena(before)
+        and (
+            option.fingerprint == "Roofline"
+            or _beside_arena(after) <= _MEMORY_GROWTH * _beside_arena(before)
+        )
     )
     if before.generation == after.generation and sizes_do:
         return before

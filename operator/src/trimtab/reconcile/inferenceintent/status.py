@@ -21,6 +21,7 @@ _MOST_ALTERNATIVES = 8
 _HELD: Final[Mapping[str, str]] = {
     "InFlight": "What runs stays until the replicas of the last change are ready.",
     "Dwell": "What runs stays for now: there is one change in ten minutes.",
+    "Measuring": "What runs stays until the measurements that the plan asks for are there.",
     "StillNeeded": (
         "No replica is taken away yet: fewer must have carried the busy part of the last half hour, "
         "with 10 points more than the margin, for ten minutes."

@@ -12,8 +12,9 @@ from trimtab.observe.inspections import stated_refusal
 from trimtab.observe.traffic import FEWEST_REQUESTS
 from trimtab.observe.workers import SERVING_STATES
 from trimtab.reconcile.group.rollout import GroupRollout
-from trimtab.reconcile.inferenceintent.rollout import ANNOTATION, of_annotations
+from trimtab.reconcile.inferenceintent.rollout import Rollout
 from trimtab.reconcile.pods import mebibytes
+from trimtab.reconcile.sealed import rollout_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -256,8 +257,8 @@ def _stuck(observed: ObservedIntent, deployment: DeploymentRecord) -> PodRecord 
 
 def _room(deployment: DeploymentRecord) -> str:
     """Say what would let the pod be scheduled."""
-    own = of_annotations(deployment.annotations)
-    shared = GroupRollout.from_json(deployment.annotations.get(ANNOTATION, ""))
+    text = rollout_text(deployment, ())
+    own, shared = Rollout.from_json(text), GroupRollout.from_json(text)
     rollout = own or shared
     size = f" with {mebibytes(rollout.memory_bytes)} of free memory" if rollout else ""
     if shared is not None and shared.host_bytes:
