@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trimtab.planning.steady import ReplicaLimits, Replicas, States
+from trimtab.planning.steady import ReplicaKind, Replicas, States
 
 WHICH = np.array([0])
 
@@ -35,8 +35,17 @@ class OneReplica:
     """A row of `Replicas` as a thing of its own."""
 
     def __init__(self, model, *, prompt, output, budget=512, slots=32, kv_tokens=1_000_000):
-        limits = ReplicaLimits(token_budget=budget, max_sequences=slots)
-        self.all = Replicas([model], prompt=prompt, output=output, limits=[limits])
+        self.all = Replicas(
+            [
+                ReplicaKind(
+                    model=model,
+                    prompt=prompt,
+                    output=output,
+                    token_budget=budget,
+                    max_sequences=slots,
+                )
+            ]
+        )
         self._slots = self.all.slots(
             WHICH, kv_tokens=np.array([kv_tokens]), sequences=np.array([slots])
         )

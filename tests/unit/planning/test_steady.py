@@ -8,7 +8,7 @@ import pytest
 from tests.unit.planning.builders import a_fingerprint
 from tests.unit.planning.one_replica import OneReplica
 from tests.unit.planning.queue_oracle import poisson, simulate, tpots, ttfts
-from trimtab.planning.steady import ReplicaLimits, Replicas
+from trimtab.planning.steady import ReplicaKind, Replicas
 from trimtab.planning.step_model import fit
 from trimtab.planning.waits import Waits
 
@@ -165,9 +165,17 @@ def test_a_quantile_of_waits_is_what_bisection_finds():
 
 def test_a_row_does_not_hang_on_the_rows_beside_it():
     """Replicas asked about together get bit by bit what each gets alone, whatever their load."""
-    models = [fit(a_fingerprint(us_per_token=x), depth=DEPTH) for x in (5.0, 20.0, 80.0)]
-    limits = [ReplicaLimits(token_budget=512, max_sequences=32)] * 3
-    together = Replicas(models, prompt=200, output=65, limits=limits)
+    kinds = [
+        ReplicaKind(
+            model=fit(a_fingerprint(us_per_token=us), depth=DEPTH),
+            prompt=prompt,
+            output=output,
+            token_budget=512,
+            max_sequences=32,
+        )
+        for us, prompt, output in ((5.0, 200, 65), (20.0, 16, 300), (80.0, 900, 8))
+    ]
+    together = Replicas(kinds)
     which = np.array([0, 1, 2, 2, 0])
     slots = np.array([32, 4, 32, 1, 7])
     rate = together.capacity(which, slots) * [0.1, 0.9, 1.5, 0.98, 0.0]
@@ -188,5 +196,5 @@ def test_a_row_does_not_hang_on_the_rows_beside_it():
 
     all_at_once = figures(together, np.arange(5), which)
     for row, number in enumerate(which):
-        alone = Replicas([models[number]], prompt=200, output=65, limits=limits[:1])
+        alone = Replicas([kinds[number]])
         assert (figures(alone, np.array([row]), np.array([0])) == all_at_once[row]).all()

@@ -201,7 +201,7 @@ def test_models_side_by_side_time_each_step_as_its_own_model_does():
     which = np.array([draw.randrange(len(models)) for _ in range(400)])
     batch = np.array([draw.choice([0.0, 1.0, 2.5, 8.0, 31.0, 70.0]) for _ in which])
     chunk = np.array([draw.choice([0.0, 1.0, 16.0, 60.5, 128.0, 512.0, 3000.0]) for _ in which])
-    context = draw.choice([40.0, 900.5, 5000.0, 70_000.0])
+    context = np.array([draw.choice([40.0, 900.5, 5000.0, 70_000.0]) for _ in which])
     beside = Beside(together, which, batch, context=context, sampled=1 + batch)
     times = beside.step_us(chunk + batch, chunk * 300 / 2)
     resting = together.decode_us(which, batch, context=context)
@@ -212,7 +212,7 @@ def test_models_side_by_side_time_each_step_as_its_own_model_does():
             sampled=1 + batch[n],
             work=chunk[n] * 300 / 2,
             batch=batch[n],
-            kv_tokens=batch[n] * context,
+            kv_tokens=batch[n] * context[n],
         )
         assert times[n] == pytest.approx(models[number].step_us(work), rel=1e-14)
         alone = replace(work, tokens=batch[n], sampled=batch[n], work=0.0)
@@ -222,7 +222,7 @@ def test_models_side_by_side_time_each_step_as_its_own_model_does():
             tokens=chunk[n],
             sampled=1.0,
             batch=batch[n] + 1,
-            kv_tokens=(batch[n] + 1) * context,
+            kv_tokens=(batch[n] + 1) * context[n],
         )
         assert outside[n] == models[number].extrapolates(large)
     assert 0 < outside.sum() < len(outside)

@@ -14,8 +14,11 @@ from tests.unit.planning.builders import (
     an_intent,
 )
 from trimtab.planning import survey
+from trimtab.planning.case import subjects
+from trimtab.planning.estimate import Subject
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.prices import parse_price_book
+from trimtab.planning.snapshot import Load, Targets
 from trimtab.planning.survey import Surveys
 
 A, B = an_intent("a"), an_intent("b", load=replace(LOAD, requests_per_second=0.3))
@@ -25,13 +28,13 @@ A, B = an_intent("a"), an_intent("b", load=replace(LOAD, requests_per_second=0.3
 def made(monkeypatch):
     """Count the surveys that are made."""
     calls = []
-    real = survey._survey
+    real = survey._surveyed
 
-    def counted(intent, *args, **kwargs):
-        calls.append(intent)
-        return real(intent, *args, **kwargs)
+    def counted(subjects, **kwargs):
+        calls.extend(subjects)
+        return real(subjects, **kwargs)
 
-    monkeypatch.setattr(survey, "_survey", counted)
+    monkeypatch.setattr(survey, "_surveyed", counted)
     return calls
 
 
@@ -88,4 +91,40 @@ def test_whatever_predictions_are_made_from_forgets_everything(made, fields):
 def test_a_survey_belongs_to_a_plan():
     """Asking before a plan began is a bug, and says so."""
     with pytest.raises(RuntimeError, match="before a plan began"):
-        Surveys().of(A, A.model, (), load=None)
+        Surveys().of(Subject(intent=A, model=A.model, configs=(), load=None))
+
+
+def test_what_fails_for_one_intent_fails_for_it_alone(made, monkeypatch):
+    """Surveys are made together; a bug that one intent meets is told in its plan, the rest is planned."""
+    real = survey.least_replicas
+
+    def failing(intent):
+        if intent.load.requests_per_second == 0.3:
+            raise ZeroDivisionError
+        return real(intent)
+
+    alone = plan_fleet(a_fleet(A), POLICY).intents[0]
+    monkeypatch.setattr(survey, "least_replicas", failing)
+    good, bad = plan_fleet(a_fleet(A, B), POLICY).intents
+    assert repr(good) == repr(alone)
+    assert bad.reason == "NoEstimate"
+    assert "ZeroDivisionError" in bad.message
+
+
+def test_intents_are_surveyed_alike_together_and_alone():
+    """Other lengths, loads and objectives beside it change no digit of an intent's survey."""
+    intents = [
+        A,
+        replace(B, objective="TargetLatency", targets=Targets(tpot_us=90_000, percentile=99)),
+        an_intent("c", load=Load(requests_per_second=40.0, prompt_tokens=900, output_tokens=1)),
+        an_intent("d", load=None, objective="MinCost"),
+    ]
+    fleet = a_fleet(*intents)
+    wanted = list(subjects(fleet, POLICY))
+    together, apart = Surveys(), Surveys()
+    for known in (together, apart):
+        known.begin(fleet, POLICY)
+    together.ahead(wanted)
+    assert len(wanted) == len(intents)
+    assert len({repr(apart.of(one)) for one in wanted}) == len(intents)
+    assert [together.of(one) for one in wanted] == [apart.of(one) for one in wanted]

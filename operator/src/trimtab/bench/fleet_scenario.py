@@ -18,7 +18,7 @@ import numpy as np
 from trimtab.bench.gpu_setups import LONGEST, TOKEN_BUDGET
 from trimtab.bench.trace_cells import LIMITS, MAX_RUNNING
 from trimtab.planning.merged_sim import Tenant, simulate_merged
-from trimtab.planning.steady import ReplicaLimits, Replicas
+from trimtab.planning.steady import ReplicaKind, Replicas
 from trimtab.planning.workload import PlannedLoad, Variation, synthesize
 
 if TYPE_CHECKING:
@@ -196,12 +196,14 @@ def scenario(
 
 
 def _capacity(setup: Setup) -> float:
-    replicas = Replicas(
-        [setup.seen],
+    kind = ReplicaKind(
+        model=setup.seen,
         prompt=_PROMPT,
         output=_OUTPUT,
-        limits=[ReplicaLimits(token_budget=TOKEN_BUDGET, max_sequences=MAX_RUNNING)],
+        token_budget=TOKEN_BUDGET,
+        max_sequences=MAX_RUNNING,
     )
+    replicas = Replicas([kind])
     which = np.array([0])
     slots = replicas.slots(
         which, kv_tokens=np.array([setup.kv_tokens]), sequences=np.array([MAX_RUNNING])

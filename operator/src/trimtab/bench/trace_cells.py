@@ -17,7 +17,7 @@ import numpy as np
 from trimtab.bench.gpu_setups import LONGEST, NODE_GPUS, TOKEN_BUDGET
 from trimtab.planning.queue_sim import quantile, simulate
 from trimtab.planning.scheduler_limits import SchedulerLimits
-from trimtab.planning.steady import ReplicaLimits, Replicas
+from trimtab.planning.steady import ReplicaKind, Replicas
 from trimtab.planning.workload import synthesize, trace_seed
 
 if TYPE_CHECKING:
@@ -120,12 +120,14 @@ class Charged:
     @classmethod
     def of(cls, model: StepModel, setup: Setup, load: TraceLoad) -> Charged:
         """Ask the steady state."""
-        replicas = Replicas(
-            [model],
+        kind = ReplicaKind(
+            model=model,
             prompt=load.load.prompt,
             output=load.load.output,
-            limits=[ReplicaLimits(token_budget=TOKEN_BUDGET, max_sequences=MAX_RUNNING)],
+            token_budget=TOKEN_BUDGET,
+            max_sequences=MAX_RUNNING,
         )
+        replicas = Replicas([kind])
         which = np.array([0])
         slots = replicas.slots(
             which, kv_tokens=np.array([setup.kv_tokens]), sequences=np.array([MAX_RUNNING])

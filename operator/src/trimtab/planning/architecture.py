@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Self
 
 BYTES_PER_VALUE: Final[Mapping[str, int]] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
@@ -212,6 +213,7 @@ _SIZES: Final = (
 )
 
 
+@lru_cache(maxsize=1024)
 def architecture_hash(architecture: Architecture) -> str:
     """Return SHA-256 (hex) over the canonical JSON of an architecture."""
     text = json.dumps(architecture.to_dict(), sort_keys=True, separators=(",", ":"))

@@ -1,10 +1,12 @@
 """One intent prepared for the fleet's plan: its options judged, what runs now, what to measure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from trimtab.planning.capacity import Ledger
 from trimtab.planning.diagnose import Problem, no_fit, price_unknown
+from trimtab.planning.estimate import Subject
 from trimtab.planning.objectives import Judged, judge, prune, rank
 from trimtab.planning.options import pin_problem, running_option, space
 from trimtab.planning.plan import Alternative, FingerprintNeed
@@ -104,12 +106,18 @@ def prepare(
         problem = Problem(reason=reason, message=pinned)
     if problem is None and not found.configs:
         problem = _no_threads(intent)
+    survey = None
+    if problem is None:
+        subject = Subject(intent=intent, model=model, configs=found.configs, load=load)
+        survey = surveys.of(subject)
     running = None
     if assignment is not None:
-        option = running_option(
-            intent, model, assignment, load=load, snapshot=snapshot, policy=policy
-        )
-        running = judge(intent, option, load=load, priced=is_priced(snapshot), policy=policy)
+        running = _surveyed(assignment, survey, snapshot)
+        if running is None:
+            option = running_option(
+                intent, model, assignment, load=load, snapshot=snapshot, policy=policy
+            )
+            running = judge(intent, option, load=load, priced=is_priced(snapshot), policy=policy)
     case = Case(
         intent=intent,
         load=load,
@@ -118,9 +126,8 @@ def prepare(
         assignment=assignment,
         running=running,
     )
-    if problem is not None:
+    if survey is None:
         return case
-    survey = surveys.of(intent, model, found.configs, load=load)
     every = list(survey.every)
     if intent.objective == "TargetLatency" and not any(j.meets for j in survey.unloaded):
         every = _fewest_replicas(every)
@@ -137,6 +144,37 @@ def prepare(
     )
     case = replace(case, running=listed.running, waits=listed.waits)
     return _with_options(case, survey, listed.ranked, fleet=fleet, policy=policy)
+
+
+def _surveyed(
+    assignment: Assignment, survey: Survey | None, snapshot: FleetSnapshot
+) -> Judged | None:
+    """Return what runs where it is one of the options; None where it is to be predicted by itself."""
+    # Scores tell of the GPUs where it runs; an option is of what a group may expect.
+    if survey is None or snapshot.scores:
+        return None
+    wanted = (assignment.config, max(1, assignment.replicas))
+    every = (one for one in survey.every if (one.option.config, one.option.replicas) == wanted)
+    return next(every, None)
+
+
+def subjects(snapshot: FleetSnapshot, policy: PlannerPolicy) -> Iterator[Subject]:
+    """Yield what `prepare` will ask surveys for; what fails here fails there, and tells."""
+    for intent in snapshot.intents:
+        with suppress(Exception):
+            if (subject := _subject(intent, snapshot, policy)) is not None:
+                yield subject
+
+
+def _subject(intent: IntentView, snapshot: FleetSnapshot, policy: PlannerPolicy) -> Subject | None:
+    model = intent.model
+    if model is None:
+        return None
+    load = planned_load(intent.load, context_length=model.context_length, policy=policy)
+    found = space(intent, model, snapshot=snapshot, policy=policy)
+    if pin_problem(intent, model, load) or not found.configs:
+        return None
+    return Subject(intent=intent, model=model, configs=found.configs, load=load)
 
 
 def _with_options(

@@ -1,7 +1,7 @@
 """From a configuration to what it delivers: the fingerprint that fits it, memory, latencies, cost."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -31,8 +31,8 @@ from trimtab.planning.snapshot import (
     IntentView,
     ModelView,
 )
-from trimtab.planning.steady import ReplicaLimits, Replicas, States
-from trimtab.planning.step_arrays import Bools, Floats
+from trimtab.planning.steady import ReplicaKind, Replicas, States
+from trimtab.planning.step_arrays import Bools, Floats, Ints
 from trimtab.planning.step_model import StepModel, fit
 from trimtab.planning.workload import PlannedLoad
 
@@ -40,8 +40,11 @@ _GIB = 2**30
 _UNBOUND_TOKENS = 1 << 40
 # What a replica that cannot carry its load is shown with: just below its capacity.
 _FULL = 0.98
+# Shares of the capacity between which replicas are predicted together.
+_USES = (0.4, 0.7, 0.9)
 # The company that memory is planned for: what one request in twenty exceeds.
 _BUSY = 0.95
+_SHOWN = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,20 @@ def find_source(
     in turn, as the engine runs it.
     """
     key = key_for(model, config, capabilities=snapshot.capabilities)
+    found = best_for(key, snapshot.fingerprints)
+    return _source(model, config, key, found, snapshot=snapshot, policy=policy, nodes=nodes)
+
+
+def _source(
+    model: ModelView,
+    config: Config,
+    key: FingerprintKey,
+    found: Fingerprint | None,
+    *,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+    nodes: Nodes,
+) -> Source:
     slow = slowdown(config, snapshot.scores, nodes=nodes)
 
     def source(fingerprint: Fingerprint) -> Source:
@@ -126,7 +143,6 @@ def find_source(
             fingerprint=fingerprint, model=_staged(fitted, config, policy), correction=known
         )
 
-    found = best_for(key, snapshot.fingerprints)
     if found is not None:
         try:
             return source(found)
@@ -206,11 +222,45 @@ def _estimated(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """How much of which configuration is asked about, and at which rate over all its replicas.
+class Subject:
+    """An intent with its model, the configurations it allows and the load that it is planned for.
 
-    ``number`` is the configuration's place among the estimator's.
+    ``nodes`` is where it runs, if it does.
     """
+
+    intent: IntentView
+    model: ModelView
+    configs: tuple[Config, ...]
+    load: PlannedLoad
+    nodes: Nodes = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One configuration of one subject.
+
+    Attributes:
+        key: Of the fingerprint that would serve it best.
+        source: What it is predicted from.
+        fingerprint: How an option names that.
+        token_budget: Most tokens that the engine is let compute in one step.
+        max_sequences: Most sequences that it is let decode at once.
+        longest: Longest prompt + output that is served.
+    """
+
+    subject: Subject
+    config: Config
+    key: FingerprintKey
+    source: Source
+    fingerprint: str
+    token_budget: int
+    max_sequences: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """How many replicas of a candidate are asked about, and at which rate over all of them."""
 
     number: int
     replicas: int
@@ -218,7 +268,7 @@ class Ask:
 
 
 class _Figures(NamedTuple):
-    """What one replica delivers, times in µs; lists hold p50, p95, p99 and the intent's percentile."""
+    """What one replica delivers, times in µs; lists hold all quantiles that anybody asks for."""
 
     slots: int
     capacity: float
@@ -232,77 +282,107 @@ class _Figures(NamedTuple):
 
 
 class Estimator:
-    """Predicts options of one intent for requests of given mean lengths, many at once.
+    """Predicts options of several intents, many at once.
 
-    ``load`` gives the lengths; rates are asked for. `sources` are where the predictions come from, in
-    the order of the configurations. ``nodes`` is where they run, if they do.
+    Attributes:
+        candidates: Every configuration of every subject, in order; asked about by number.
     """
 
     def __init__(
-        self,
-        intent: IntentView,
-        model: ModelView,
-        configs: Sequence[Config],
-        *,
-        load: PlannedLoad,
-        snapshot: FleetSnapshot,
-        policy: PlannerPolicy,
-        nodes: Nodes = (),
+        self, subjects: Sequence[Subject], *, snapshot: FleetSnapshot, policy: PlannerPolicy
     ) -> None:
-        self.sources = tuple(
-            find_source(model, config, snapshot=snapshot, policy=policy, nodes=nodes)
-            for config in configs
-        )
-        self._intent, self._model, self._configs, self._load = intent, model, configs, load
         self._snapshot, self._policy = snapshot, policy
-        self._limits = tuple(_engine_limits(config, policy) for config in configs)
-        self._longest = longest_request(model, load, policy)
+        self.candidates = tuple(c for one in subjects for c in self._candidates(one))
         self._replicas = Replicas(
-            [source.model for source in self.sources],
-            prompt=load.prompt,
-            output=load.output,
-            limits=self._limits,
-            window=model.architecture.sliding_window,
+            [
+                ReplicaKind(
+                    model=one.source.model,
+                    prompt=one.subject.load.prompt,
+                    output=one.subject.load.output,
+                    token_budget=one.token_budget,
+                    max_sequences=one.max_sequences,
+                    window=one.subject.model.architecture.sliding_window,
+                )
+                for one in self.candidates
+            ]
         )
-        self._sequences = np.array([self._most_sequences(n) for n in range(len(configs))])
+        self._sequences = np.array([self._most_sequences(n) for n in range(len(self.candidates))])
         self._unloaded = self._replicas.unloaded_us.tolist()
-        self._digests = tuple(
-            "Roofline" if s.fingerprint.source == "Roofline" else s.fingerprint.key.digest()
-            for s in self.sources
-        )
+        percentiles = {one.intent.targets.percentile / 100 for one in subjects}
+        self._quantiles = sorted({*_SHOWN, *percentiles})
+
+    def _candidates(self, subject: Subject) -> Iterator[Candidate]:
+        model, snapshot, policy = subject.model, self._snapshot, self._policy
+        family = architecture_hash(model.architecture)
+        known = [one for one in snapshot.fingerprints if one.key.architecture == family]
+        for config in subject.configs:
+            key = key_for(model, config, capabilities=snapshot.capabilities)
+            source = _source(
+                model,
+                config,
+                key,
+                best_for(key, known),
+                snapshot=snapshot,
+                policy=policy,
+                nodes=subject.nodes,
+            )
+            taken, cpu = source.fingerprint, config.product == "cpu"
+            yield Candidate(
+                subject=subject,
+                config=config,
+                key=key,
+                source=source,
+                fingerprint="Roofline" if taken.source == "Roofline" else taken.key.digest(),
+                token_budget=policy.cpu_max_batch_tokens if cpu else policy.gpu_max_batch_tokens,
+                max_sequences=policy.cpu_max_sequences if cpu else policy.gpu_max_sequences,
+                longest=longest_request(model, subject.load, policy),
+            )
 
     def options(self, asks: Sequence[Ask]) -> list[Callable[[], Option]]:
         """Return each option, with prediction and cost, to be called for if it is looked at."""
-        which = np.array([ask.number for ask in asks])
+        replicas, which = self._replicas, np.array([ask.number for ask in asks])
         rates = np.array([ask.rate / ask.replicas for ask in asks])
-        sequences, replicas = self._sequences[which], self._replicas
-        unbound = np.full(len(asks), _UNBOUND_TOKENS)
-        roomy = replicas.slots(which, kv_tokens=unbound, sequences=sequences)
-        states = replicas.steady(which, slots=roomy, rate=rates)
-        others = states.others([_BUSY])[:, 0].tolist()
-        memories = [self._memory(a.number, found) for a, found in zip(asks, others, strict=True)]
+        sequences = self._sequences[which]
+        memories = self._memories(asks, which, rates)
         # What runs holds one long request, whatever the figures of its GPUs say.
-        kv_tokens = np.array([max(self._longest, memory.kv_tokens) for memory in memories])
+        kv_tokens = np.array(
+            [
+                max(self.candidates[ask.number].longest, memory.kv_tokens)
+                for ask, memory in zip(asks, memories, strict=True)
+            ]
+        )
         slots = replicas.slots(which, kv_tokens=kv_tokens, sequences=sequences)
         capacity = replicas.capacity(which, slots)
         overloaded = rates > capacity
-        if overloaded.any() or (slots != roomy).any():
-            # Else no KV cache binds, and these are the states that were computed already.
-            shown = np.where(overloaded, _FULL * capacity, rates)
-            states = replicas.steady(which, slots=slots, rate=shown)
-        figures = self._figures(states, capacity, overloaded)
+        shown = np.where(overloaded, _FULL * capacity, rates)
+        found: dict[int, _Figures] = {}
+        for rows in _alike(shown / capacity):
+            states = replicas.steady(which[rows], slots=slots[rows], rate=shown[rows])
+            figures = self._figures(states, capacity[rows], overloaded[rows])
+            found.update(zip(rows.tolist(), figures, strict=True))
         return [
-            partial(self._option, ask, memory, one)
-            for ask, memory, one in zip(asks, memories, figures, strict=True)
+            partial(self._option, ask, memory, found[row])
+            for row, (ask, memory) in enumerate(zip(asks, memories, strict=True))
+        ]
+
+    def _memories(
+        self, asks: Sequence[Ask], which: Ints, rates: Floats
+    ) -> list[MemoryPlan | GpuMemory]:
+        """Return replicas' memory, with KV for the company that a request finds when it is busy."""
+        replicas = self._replicas
+        unbound = np.full(len(asks), _UNBOUND_TOKENS)
+        slots = replicas.slots(which, kv_tokens=unbound, sequences=self._sequences[which])
+        others = np.zeros(len(asks))
+        for rows in _alike(rates / replicas.capacity(which, slots)):
+            states = replicas.steady(which[rows], slots=slots[rows], rate=rates[rows])
+            others[rows] = states.others([_BUSY])[:, 0]
+        return [
+            self._memory(ask.number, found)
+            for ask, found in zip(asks, others.tolist(), strict=True)
         ]
 
     def _figures(self, states: States, capacity: Floats, overloaded: Bools) -> list[_Figures]:
         replicas, waits = self._replicas, self._replicas.waits(states)
-        quantiles = (0.5, 0.95, 0.99, self._intent.targets.percentile / 100)
-        # The intent's own percentile is usually one of the others.
-        distinct = sorted(set(quantiles))
-        order = [distinct.index(quantile) for quantile in quantiles]
-        tpots = replicas.tpot_us(states, distinct)[:, order]
         columns = (
             states.slots,
             capacity,
@@ -311,64 +391,78 @@ class Estimator:
             states.running,
             states.step_us,
             waits.mean(),
-            waits.exceeded([1 - quantile for quantile in distinct])[:, order],
-            tpots if self._load.output > 1 else np.zeros_like(tpots),
+            waits.exceeded([1 - quantile for quantile in self._quantiles]),
+            replicas.tpot_us(states, self._quantiles),
         )
         return [_Figures(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
     def _option(self, ask: Ask, memory: MemoryPlan | GpuMemory, figures: _Figures) -> Option:
-        config, source, policy = self._configs[ask.number], self.sources[ask.number], self._policy
-        unloaded = self._unloaded[ask.number]
+        one, policy = self.candidates[ask.number], self._policy
+        load = one.subject.load
         capacity = figures.capacity * ask.replicas
-        prediction = _predict(
-            figures,
-            rate=ask.rate,
-            output=self._load.output,
-            percentile=self._intent.targets.percentile,
-            unloaded_us=unloaded,
-            overhead_us=self._snapshot.gateway_overhead_us,
-            capacity=capacity,
-        )
-        anchoring = _anchoring(source, batch=max(1.0, figures.running))
+        prediction = self._prediction(ask, figures, capacity=capacity)
+        anchoring = _anchoring(one.source, batch=max(1.0, figures.running))
         confidence = assess(
-            source.fingerprint,
-            source.model,
+            one.source.fingerprint,
+            one.source.model,
             anchoring=anchoring,
             engine_version=self._snapshot.capabilities.version,
             extrapolated=figures.extrapolated,
             utilisation_permille=prediction.utilisation_permille,
             policy=policy,
         )
-        if config.pipeline_parallel_size > 1:
+        if one.config.pipeline_parallel_size > 1:
             confidence = lowered(confidence, "pipeline stages predicted from one")
         margin = margin_permille(confidence.level, policy=policy)
         cost = hourly(
-            config,
+            one.config,
             replicas=ask.replicas,
             memory_bytes=memory.total,
             prices=self._snapshot.prices,
         )
-        served = ask.rate if ask.rate > 0 else 1e6 / unloaded
+        served = ask.rate if ask.rate > 0 else 1e6 / self._unloaded[ask.number]
         return Option(
-            config=config,
+            config=one.config,
             replicas=ask.replicas,
             memory_bytes=memory.total,
             arena_bytes=memory.arena,
             kv_tokens=memory.kv_tokens,
-            max_model_len=self._longest,
+            max_model_len=one.longest,
             max_seqs=figures.slots,
-            max_batch_tokens=self._limits[ask.number].token_budget,
+            max_batch_tokens=one.token_budget,
             predicted=prediction,
             margin_permille=margin,
             ttft_margin_permille=ttft_margin_permille(margin, anchoring, policy=policy),
             confidence=confidence,
             cost_per_hour_micro_usd=cost,
             cost_per_million_output_tokens_micro_usd=_per_million(
-                cost, min(served, capacity), self._load
+                cost, min(served, capacity), load
             ),
-            cost_per_million_at_capacity_micro_usd=_per_million(cost, capacity, self._load),
-            fingerprint=self._digests[ask.number],
+            cost_per_million_at_capacity_micro_usd=_per_million(cost, capacity, load),
+            fingerprint=one.fingerprint,
             anchoring=anchoring,
+        )
+
+    def _prediction(self, ask: Ask, figures: _Figures, *, capacity: float) -> Prediction:
+        subject = self.candidates[ask.number].subject
+        tokens, overhead = subject.load.output - 1, self._snapshot.gateway_overhead_us
+        percentile = subject.intent.targets.percentile
+        places = [self._quantiles.index(q) for q in (*_SHOWN, percentile / 100)]
+        ttft_mean = figures.ttft_us + overhead
+        ttfts = [figures.ttfts[place] + overhead for place in places]
+        tpot_mean = figures.step_us if tokens else 0.0
+        tpots = [figures.tpots[place] if tokens else 0.0 for place in places]
+        # Percentiles of the two add up only if slow prompts meet slow decodes; they do, under load.
+        e2es = [first + tokens * each for first, each in zip(ttfts, tpots, strict=True)]
+        return Prediction(
+            ttft=_latency(ttft_mean, ttfts, percentile),
+            tpot=_latency(tpot_mean, tpots, percentile),
+            e2e=_latency(ttft_mean + tokens * tpot_mean, e2es, percentile),
+            unloaded_e2e_us=round(self._unloaded[ask.number]) + overhead,
+            capacity_milli_rps=math.floor(capacity * 1000),
+            utilisation_permille=math.ceil(1000 * ask.rate / capacity),
+            mean_batch_milli=round(1000 * figures.running),
+            overloaded=figures.overloaded,
         )
 
     def _memory(self, number: int, others: float) -> MemoryPlan | GpuMemory:
@@ -377,50 +471,53 @@ class Estimator:
         The longest request has room beside it: without that it keeps everybody else waiting. On GPUs
         the cache is all that is left.
         """
-        config, load, policy = self._configs[number], self._load, self._policy
+        one, policy, snapshot = self.candidates[number], self._policy, self._snapshot
+        config, model, load = one.config, one.subject.model, one.subject.load
         if config.product != "cpu":
             return gpu_memory(
-                self._model.architecture,
+                model.architecture,
                 config,
-                depth=self._model.depth,
-                gpu_bytes=gpu_bytes(self._snapshot.gpu_pools, config.product),
+                depth=model.depth,
+                gpu_bytes=gpu_bytes(snapshot.gpu_pools, config.product),
                 kv_precision=compute_precision(config.precision),
-                block_tokens=self._snapshot.capabilities.block_tokens,
-                fingerprint=self.sources[number].fingerprint,
+                block_tokens=snapshot.capabilities.block_tokens,
+                fingerprint=one.source.fingerprint,
                 policy=policy,
             )
         busy = math.ceil((1 + others) * (load.prompt + load.output))
         return memory_plan(
-            self._model.architecture,
-            depth=self._model.depth,
+            model.architecture,
+            depth=model.depth,
             precision=config.precision,
             kv_precision=compute_precision(config.precision),
-            kv_tokens=max(
-                self._longest + busy, math.ceil(busy * policy.kv_headroom_permille / 1000)
-            ),
-            block_tokens=self._snapshot.capabilities.block_tokens,
-            fingerprint=self.sources[number].fingerprint,
+            kv_tokens=max(one.longest + busy, math.ceil(busy * policy.kv_headroom_permille / 1000)),
+            block_tokens=snapshot.capabilities.block_tokens,
+            fingerprint=one.source.fingerprint,
             policy=policy,
             processes=config.tensor_parallel_size * config.pipeline_parallel_size,
         )
 
     def _most_sequences(self, number: int) -> int:
         """Return the cap on sequences: what the TPOT target allows; the engine's where it allows none."""
-        target, policy = self._intent.targets.tpot_us, self._policy
-        most = self._limits[number].max_sequences
-        if self._intent.objective != "TargetLatency" or target is None or self._load.output < 2:
-            return most
-        within = target * 1000 / (1000 + policy.margin_high_permille)
-        return self._replicas.max_running(number, within) or most
+        one = self.candidates[number]
+        target = one.subject.intent.targets.tpot_us
+        aims = one.subject.intent.objective == "TargetLatency" and one.subject.load.output > 1
+        if not aims or target is None:
+            return one.max_sequences
+        within = target * 1000 / (1000 + self._policy.margin_high_permille)
+        return self._replicas.max_running(number, within) or one.max_sequences
 
 
-def _engine_limits(config: Config, policy: PlannerPolicy) -> ReplicaLimits:
-    """Return the most that the planner lets an engine do at once on a product."""
-    cpu = config.product == "cpu"
-    return ReplicaLimits(
-        token_budget=policy.cpu_max_batch_tokens if cpu else policy.gpu_max_batch_tokens,
-        max_sequences=policy.cpu_max_sequences if cpu else policy.gpu_max_sequences,
-    )
+def _alike(use: Floats) -> Iterator[Ints]:
+    """Yield the rows of replicas that are about equally used: full ones have many more states.
+
+    It changes nothing but the time that predictions take.
+    """
+    kinds = np.digitize(use, _USES)
+    for kind in range(len(_USES) + 1):
+        rows = np.nonzero(kinds == kind)[0]
+        if len(rows):
+            yield rows
 
 
 def evaluate(
@@ -438,9 +535,8 @@ def evaluate(
 
     ``nodes`` is where they run, if they do.
     """
-    estimator = Estimator(
-        intent, model, [config], load=load, snapshot=snapshot, policy=policy, nodes=nodes
-    )
+    subject = Subject(intent=intent, model=model, configs=(config,), load=load, nodes=nodes)
+    estimator = Estimator([subject], snapshot=snapshot, policy=policy)
     return estimator.options([Ask(number=0, replicas=replicas, rate=load.rate)])[0]()
 
 
@@ -458,34 +554,6 @@ def hourly(config: Config, *, replicas: int, memory_bytes: int, prices: PriceBoo
     if cpu is None or memory is None:
         return None
     return replicas * (config.threads * cpu + -(-memory_bytes * memory // _GIB))
-
-
-def _predict(
-    figures: _Figures,
-    *,
-    rate: float,
-    output: int,
-    percentile: int,
-    unloaded_us: float,
-    overhead_us: int,
-    capacity: float,
-) -> Prediction:
-    tokens = output - 1
-    ttft_mean = figures.ttft_us + overhead_us
-    ttfts = [wait + overhead_us for wait in figures.ttfts]
-    tpot_mean = figures.step_us if tokens else 0.0
-    # Percentiles of the two add up only if slow prompts meet slow decodes; they do, under load.
-    e2es = [first + tokens * each for first, each in zip(ttfts, figures.tpots, strict=True)]
-    return Prediction(
-        ttft=_latency(ttft_mean, ttfts, percentile),
-        tpot=_latency(tpot_mean, figures.tpots, percentile),
-        e2e=_latency(ttft_mean + tokens * tpot_mean, e2es, percentile),
-        unloaded_e2e_us=round(unloaded_us) + overhead_us,
-        capacity_milli_rps=math.floor(capacity * 1000),
-        utilisation_permille=math.ceil(1000 * rate / capacity),
-        mean_batch_milli=round(1000 * figures.running),
-        overloaded=figures.overloaded,
-    )
 
 
 def _latency(mean: float, quantiles: list[float], percentile: int) -> Latency:

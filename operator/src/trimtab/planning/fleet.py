@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trimtab.planning.capacity import Ledger
-from trimtab.planning.case import Case, acceptable, allowed, located, prepare
+from trimtab.planning.case import Case, acceptable, allowed, located, prepare, subjects
 from trimtab.planning.diagnose import Holders, Problem, left_out, price_unknown, unmet
 from trimtab.planning.explain import alternatives, binding, chosen, counted, devices_of
 from trimtab.planning.objectives import Judged, footprint
@@ -50,6 +50,7 @@ def plan_fleet(
     fleet = _fleet(snapshot)
     known = surveys if surveys is not None else Surveys()
     known.begin(snapshot, policy)
+    known.ahead(subjects(snapshot, policy))
     cases = [
         _prepared(intent, snapshot=snapshot, fleet=fleet, surveys=known, policy=policy)
         # Who comes first has its queues simulated if the budget is not enough for all.

@@ -1,7 +1,7 @@
 """Which option an intent wants: the four objectives, targets with margin, and the order of options."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trimtab.planning.options import config_key
 from trimtab.planning.plan import Binding, Lost, Option
@@ -26,27 +26,29 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """An option with its score under the intent's objective (lower is better) and requirements."""
+    """An option with its score under the intent's objective (lower is better) and requirements.
+
+    Attributes:
+        worst: The requirement that is nearest to being missed, or missed most.
+        meets: No requirement is missed.
+        order: A total order among options of equal merit.
+    """
 
     option: Option
     score: float
     resources: float
     ratios: tuple[Ratio, ...]
+    worst: Ratio | None = field(init=False, compare=False)
+    meets: bool = field(init=False, compare=False)
+    order: tuple[object, ...] = field(init=False, compare=False)
 
-    @property
-    def worst(self) -> Ratio | None:
-        """The requirement that is nearest to being missed, or missed most."""
-        return max(self.ratios, key=lambda r: (r.value, r.name), default=None)
-
-    @property
-    def meets(self) -> bool:
-        """Whether no requirement is missed."""
-        return all(r.value <= 1 for r in self.ratios)
-
-    @property
-    def order(self) -> tuple[object, ...]:
-        """A total order among options of equal merit."""
-        return (self.resources, self.option.replicas, config_key(self.option.config))
+    def __post_init__(self) -> None:
+        """Find out once what every comparison asks for."""
+        worst = max(self.ratios, key=lambda r: (r.value, r.name), default=None)
+        order = (self.resources, self.option.replicas, config_key(self.option.config))
+        object.__setattr__(self, "worst", worst)
+        object.__setattr__(self, "meets", worst is None or worst.value <= 1)
+        object.__setattr__(self, "order", order)
 
 
 def judge(

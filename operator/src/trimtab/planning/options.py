@@ -1,8 +1,7 @@
 """Which configurations an intent allows and the engine can run, and how many replicas are tried."""
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,10 +26,6 @@ from trimtab.planning.snapshot import (
 )
 from trimtab.planning.workload import PlannedLoad, planned_load
 
-_MOST_STEPS = 16
-_AT_ONCE = 4
-# A replica that is used less than this, per mille, and gains nothing will not be satisfied by more.
-_IDLE = 50
 _NOT_PINS: Final[Mapping[str, Reason]] = {
     "NoFit": "NoFit",
     "NoCapacity": "NoCapacity",
@@ -249,71 +244,6 @@ def pin_problem(intent: IntentView, model: ModelView, load: PlannedLoad) -> str:
             "outputTokens, or use a model with a longer context."
         )
     return ""
-
-
-class Walk:
-    """Replica counts of one configuration, rising until one more gains too little.
-
-    It starts at the least count that carries the load and ends once the objective is satisfied and
-    a further replica makes requests less than 2 % faster. Counts are wanted a few at a time, so that
-    the next ones of all walks are predicted together.
-
-    Attributes:
-        found: Options so far.
-        wanted: Counts to be predicted next; none at the end.
-    """
-
-    def __init__(
-        self,
-        intent: IntentView,
-        *,
-        load: PlannedLoad,
-        satisfied: Callable[[Option], bool],
-        policy: PlannerPolicy,
-    ) -> None:
-        self._least = least_replicas(intent)
-        self._most = max(self._least, intent.constraints.max_replicas or policy.most_replicas)
-        self._loaded = load.rate > 0
-        self._satisfied = satisfied
-        self._tie = policy.latency_tie_permille
-        self._left = range(0)
-        self.found: list[Option] = []
-        self.wanted = range(self._least, self._least + 1)
-
-    def take(self, options: Iterable[Callable[[], Option]]) -> None:
-        """Go on with what was wanted; options beyond the end are not called for."""
-        for option in options:
-            current = option()
-            last = self.found[-1] if self.found else None
-            self.found.append(current)
-            if last is None:
-                self._left = self._ahead(current)
-            elif self._ends(last, current):
-                self._left = range(0)
-                break
-        self.wanted, self._left = self._left[:_AT_ONCE], self._left[_AT_ONCE:]
-
-    def _ahead(self, first: Option) -> range:
-        """Return the counts beyond the least one that may be worth a look."""
-        if not self._loaded:
-            return range(0)
-        needed = math.ceil(first.predicted.utilisation_permille * self._least / 1000)
-        start = min(self._most, max(self._least + 1, needed))
-        return range(max(start, self._least + 1), min(self._most, start + _MOST_STEPS) + 1)
-
-    def _ends(self, last: Option, current: Option) -> bool:
-        """Tell whether a step gained too little to go on."""
-        gain = last.predicted.e2e.mean_us - current.predicted.e2e.mean_us
-        if gain * 1000 >= self._tie * last.predicted.e2e.mean_us:
-            return False
-        if not current.predicted.overloaded and self._satisfied(current):
-            return True
-        return not last.predicted.overloaded and current.predicted.utilisation_permille < _IDLE
-
-
-def least_replicas(intent: IntentView) -> int:
-    """Return the fewest replicas that an intent allows."""
-    return max(1, intent.constraints.min_replicas or 1)
 
 
 def running_option(

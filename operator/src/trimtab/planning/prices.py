@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, Final
 
 _AMOUNT: Final = re.compile(r"\d{1,9}(\.\d{1,6})?")
@@ -72,6 +73,7 @@ def parse_price_book(data: object) -> PriceBook:
     )
 
 
+@lru_cache(maxsize=1024)
 def price_for(prices: tuple[Price, ...], name: str) -> int | None:
     """Return the micro-USD per hour of the most specific glob that matches; None if none does.
 

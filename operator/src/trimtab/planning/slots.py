@@ -122,11 +122,16 @@ class Rack:
 
     def fits(self, need: Need) -> bool:
         """Tell whether `place` would find a place."""
-        left = need.count
+        left, group, memory = need.count, need.group, need.memory_bytes
+        # As `room` counts, without its questions: every option of every intent is asked about here.
         for node in self._names.get(need.pool, ()):
-            left -= self.room(node, need)
-            if left <= 0:
-                return True
+            found = self.free[node] // group
+            if memory:
+                found = min(found, self.memory[node] // memory)
+            if found > 0:
+                left -= found
+                if left <= 0:
+                    return True
         return False
 
     def rooms(self, need: Need) -> int:

@@ -12,7 +12,7 @@ not spread evenly: a share of the steps carries a chunk, which is what a sequenc
 
 A plan asks about hundreds of replica counts of dozens of configurations. What does not depend on the
 load is computed once per configuration, and the rest for many loads at once: a row is one replica
-of one configuration at one rate, a column the number of requests in it.
+at one rate, a column a number of requests in it.
 """
 
 import math
@@ -36,57 +36,61 @@ _STEP_ERROR: Final = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaLimits:
-    """What bounds one replica, beside its KV cache: tokens per step, and sequences."""
+class ReplicaKind:
+    """What a replica runs and for which requests.
 
+    Attributes:
+        model: Its step times.
+        prompt: Mean prompt tokens.
+        output: Mean output tokens, at least 1.
+        token_budget: Most tokens of a step.
+        max_sequences: Most sequences at once, beside what the KV cache allows.
+        window: Tokens that a query sees at most; 0 is all.
+    """
+
+    model: StepModel
+    prompt: int
+    output: int
     token_budget: int
     max_sequences: int
+    window: int = 0
 
 
 class Replicas:
-    """Replicas of several step models that serve requests of equal mean lengths; times in µs.
-
-    ``which`` says by number whose replica a row is.
+    """Replicas of several kinds; times in µs. ``which`` says by number of what kind a row is.
 
     Attributes:
-        prompt: Mean prompt tokens of a request.
-        tokens: Mean output tokens after its first one, at least 1.
-        decode_us: Per model and k, time of a step that decodes k sequences.
-        service_us: Per model and k, time to compute one prompt beside k sequences.
-        unloaded_us: Per model, end-to-end time of a request that is alone.
+        decode_us: Per kind and k, time of a step that decodes k sequences.
+        service_us: Per kind and k, time to compute one prompt beside k sequences.
+        unloaded_us: Per kind, end-to-end time of a request that is alone.
     """
 
-    def __init__(
-        self,
-        models: Sequence[StepModel],
-        *,
-        prompt: int,
-        output: int,
-        limits: Sequence[ReplicaLimits],
-        window: int = 0,
-    ) -> None:
-        """Prepare all that does not depend on the load; ``window`` is the attention's, 0 for none."""
-        self._models = StepModels(models)
-        self.prompt, self.tokens = prompt, max(1, output - 1)
-        self._kv_tokens = prompt + output / 2
-        self._context = min(self._kv_tokens, float(window)) if window else self._kv_tokens
-        self._budget = np.array([float(one.token_budget) for one in limits])
+    def __init__(self, kinds: Sequence[ReplicaKind]) -> None:
+        """Prepare all that does not depend on the load."""
+        self._models = StepModels([kind.model for kind in kinds])
+        self._prompt = np.array([float(kind.prompt) for kind in kinds])
+        self._tokens = np.array([max(1.0, kind.output - 1.0) for kind in kinds])
+        self._kv_tokens = np.array([kind.prompt + kind.output / 2 for kind in kinds])
+        windows = np.array([float(kind.window or np.inf) for kind in kinds])
+        self._context = np.minimum(self._kv_tokens, windows)
+        self._budget = np.array([float(kind.token_budget) for kind in kinds])
         self._most = np.array(
-            [max(1, min(one.max_sequences, one.token_budget - 1)) for one in limits]
+            [max(1, min(kind.max_sequences, kind.token_budget - 1)) for kind in kinds]
         )
-        which = np.arange(len(models))[:, None]
+        which = np.arange(len(kinds))[:, None]
         batch = np.arange(self._most.max() + 1.0)[None, :]
-        self.decode_us = self._models.decode_us(which, batch, context=self._context)
+        self.decode_us = self._decode_us(which, batch)
         chunks = self._chunks(which, batch)
-        self._chunk = prompt / chunks
+        self._chunk = self._prompt[which] / chunks
         self._chunk_us = self._extra_us(which, batch, self._chunk)
         self.service_us = chunks * (self.decode_us + self._chunk_us)
-        decoding = self.tokens * self.decode_us[:, 1] if output > 1 else 0.0
+        decodes = np.array([kind.output > 1 for kind in kinds])
+        decoding = np.where(decodes, self._tokens * self.decode_us[:, 1], 0.0)
         self.unloaded_us: Floats = self.service_us[:, 0] + decoding
 
     def slots(self, which: Ints, *, kv_tokens: Ints, sequences: Ints) -> Ints:
         """Return how many sequences a replica decodes at once, by its KV cache and a cap."""
-        by_kv = (kv_tokens / self._kv_tokens).astype(np.intp)
+        by_kv = (kv_tokens / self._kv_tokens[which]).astype(np.intp)
         slots: Ints = np.maximum(1, np.minimum(np.minimum(self._most[which], sequences), by_kv))
         return slots
 
@@ -113,7 +117,8 @@ class Replicas:
         """Return the steady states at some rates, which are to lie below the capacity."""
         steps = self._steps(which, slots, rate)
         batch = np.arange(1, steps.shape[1] + 1)
-        endings = batch / (self.tokens * steps) * 1e6
+        tokens = self._tokens[which]
+        endings = batch / (tokens[:, None] * steps) * 1e6
         with np.errstate(divide="ignore", invalid="ignore"):  # a rate of 0: nobody comes
             rises = np.log(rate[:, None] / endings)
             waiting = _waiting(rises, slots)
@@ -131,10 +136,9 @@ class Replicas:
         ended = totals(seen[:, 1:] * endings)
         with np.errstate(invalid="ignore"):
             step_us = np.where(
-                rate > 0, decoding / (ended * self.tokens) * 1e6, self.decode_us[which, 1]
+                rate > 0, decoding / (ended * tokens) * 1e6, self.decode_us[which, 1]
             )
         return States(
-            replicas=self,
             which=which,
             slots=slots,
             rate=rate,
@@ -157,11 +161,11 @@ class Replicas:
         found = np.arange(int(np.nonzero(likely.any(axis=0))[0][-1]) + 1)
         others = np.minimum(found, slots - 1)
         service = pick(self.service_us[which], others)
-        share = np.minimum(1.0, self.prompt / self._budget[which])[:, None]
+        share = np.minimum(1.0, self._prompt / self._budget)[which][:, None]
         use = np.minimum(0.99, share * states.rate[:, None] * service / 1e6)
         busy = 0.5 * pick(self.decode_us[which], others)
         full = pick(states.steps, slots - 1)
-        slot = (found - others) * self.tokens * full / slots
+        slot = (found - others) * self._tokens[which][:, None] * full / slots
         return Waits(
             shares=np.where(likely, states.seen, 0.0)[:, : len(found)],
             sure=service + busy + slot,
@@ -179,11 +183,11 @@ class Replicas:
         others = np.minimum(states.others(quantiles), most)
         company = states.between(others + 1)
         usual = states.between(np.minimum(states.others([0.5]), most) + 1)
-        met = states.rate[:, None] * self.tokens * usual / 1e6
+        met = states.rate[:, None] * self._tokens[which] * usual / 1e6
         chunks = self._chunks(which, 1 + others)
-        chunk_us = self._extra_us(which, 1 + others, self.prompt / chunks)
+        chunk_us = self._extra_us(which, 1 + others, self._prompt[which] / chunks)
         z = np.array([NormalDist().inv_cdf(quantile) for quantile in quantiles])
-        prompts = z * np.sqrt(met) * chunks * chunk_us / self.tokens
+        prompts = z * np.sqrt(met) * chunks * chunk_us / self._tokens[which]
         return np.where(
             company < usual, company, usual + np.hypot(np.maximum(0.0, company - usual), prompts)
         )
@@ -191,15 +195,15 @@ class Replicas:
     def extrapolates(self, states: "States") -> Bools:
         """Tell which states run into large steps outside the measured grid."""
         batch = np.maximum(1.0, states.running)
-        chunk = self.prompt / self._chunks(states.which, batch)
+        chunk = self._prompt[states.which] / self._chunks(states.which, batch)
         tokens = np.minimum(self._budget[states.which], batch + chunk)
         return self._models.extrapolates(
-            states.which, tokens=tokens, batch=batch, context=self._context
+            states.which, tokens=tokens, batch=batch, context=self._context[states.which]
         )
 
     @cached_property
     def _throughputs(self) -> tuple[Floats, Floats, Floats]:
-        """Return a grid of batches, the best rate of each model below its points, and at all slots."""
+        """Return a grid of batches, the best rate of each kind below its points, and at all slots."""
         grid = [1.0]
         while grid[-1] * _GRID_STEP < self._most.max():
             grid.append(grid[-1] * _GRID_STEP)
@@ -212,24 +216,26 @@ class Replicas:
 
     def _throughput(self, which: Ints, running: Floats) -> Floats:
         """Return the rates at which so many sequences work; prompts must keep up."""
-        tokens = self.prompt * running / self.tokens
+        prompt = self._prompt[which]
+        tokens = prompt * running / self._tokens[which]
         # Where the budget binds, prompts fill it, and sequences wait for prompts.
         full = np.maximum(1.0, self._budget[which] - running)
         binds = tokens > full
-        chunk = self.prompt / self._chunks(which, running)
+        chunk = prompt / self._chunks(which, running)
         part = np.where(binds, full, np.maximum(tokens, chunk))
         extra = self._extra_us(which, running, part)
         often = np.where(binds | (tokens > chunk), 1.0, tokens / chunk)
-        resting = self._models.decode_us(which, running, context=self._context)
+        resting = self._decode_us(which, running)
         step = resting + often * extra
-        return np.where(binds, full / self.prompt, running / self.tokens) / step * 1e6
+        ended: Floats = np.where(binds, full / prompt, running / self._tokens[which])
+        return ended / step * 1e6
 
     def _steps(self, which: Ints, slots: Ints, rate: Floats) -> Floats:
         """Return the mean times of steps of 1, 2, … sequences while prompts arrive."""
         batch = np.arange(1, slots.max() + 1)
         decode = self.decode_us[which, 1 : len(batch) + 1]
         extra, chunk = (t[which, 1 : len(batch) + 1] for t in (self._chunk_us, self._chunk))
-        per_us = (rate / 1e6 * self.prompt)[:, None]
+        per_us = (rate / 1e6 * self._prompt[which])[:, None]
         share = per_us / chunk * extra
         with np.errstate(divide="ignore"):
             alone = decode / (1 - share)
@@ -258,13 +264,14 @@ class Replicas:
         chunk: Floats,
     ) -> Floats:
         """Return the mean times of steps in which parts of several prompts may be computed."""
-        steps = Beside(self._models, which, batch, context=self._context, sampled=1 + batch)
+        context, prompt = self._context[which], self._prompt[which]
+        steps = Beside(self._models, which, batch, context=context, sampled=1 + batch)
         time = decode + extra
         room = self._budget[which] - batch
         moving = np.ones(len(time), dtype=bool)
         for _ in range(_ITERATIONS):
             part = np.maximum(np.minimum(room, per_us * time), chunk)
-            step = steps.step_us(part + batch, part * self.prompt / 2)
+            step = steps.step_us(part + batch, part * prompt / 2)
             after = decode + np.maximum(0.0, step - decode)
             moving &= np.abs(after - time) > _STEP_ERROR * time
             if not moving.any():
@@ -275,14 +282,18 @@ class Replicas:
     def _chunks(self, which: Ints, beside: Floats) -> Floats:
         """Return in how many parts a prompt is computed."""
         room = np.maximum(1.0, self._budget[which] - beside)
-        return np.maximum(1.0, np.ceil(self.prompt / room))
+        return np.maximum(1.0, np.ceil(self._prompt[which] / room))
 
     def _extra_us(self, which: Ints, beside: Floats, chunk: Floats) -> Floats:
         """Return what ``chunk`` prompt tokens add to a step of ``beside`` sequences."""
-        steps = Beside(self._models, which, beside, context=self._context, sampled=1 + beside)
-        step = steps.step_us(chunk + beside, chunk * self.prompt / 2)
-        resting = self._models.decode_us(which, beside, context=self._context)
-        return np.maximum(0.0, step - resting)
+        context = self._context[which]
+        steps = Beside(self._models, which, beside, context=context, sampled=1 + beside)
+        step = steps.step_us(chunk + beside, chunk * self._prompt[which] / 2)
+        return np.maximum(0.0, step - self._decode_us(which, beside))
+
+    def _decode_us(self, which: Ints, batch: Floats) -> Floats:
+        """Return the time of a step that decodes ``batch`` sequences, not only whole ones."""
+        return self._models.decode_us(which, batch, context=self._context[which])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -290,8 +301,7 @@ class States:
     """Steady states of replicas, a row each; times in µs.
 
     Attributes:
-        replicas: Of which models and lengths.
-        which: Whose replica each row is.
+        which: Of what kind each row is.
         slots: Sequences that it decodes at once.
         rate: Requests per second.
         steps: Mean time of a step of 1, 2, … sequences, prompts included.
@@ -301,7 +311,6 @@ class States:
         step_us: Mean time per output token over requests.
     """
 
-    replicas: Replicas
     which: Ints
     slots: Ints
     rate: Floats

@@ -53,12 +53,12 @@ class StepModels:
         ]
         self._grids = np.array([model.grid for model in models], dtype=float).T
 
-    def decode_us(self, which: Ints, batch: Floats, *, context: float) -> Floats:
+    def decode_us(self, which: Ints, batch: Floats, *, context: Floats) -> Floats:
         """Return the time of a step that decodes ``batch`` sequences; 0 where there is none."""
         steps = Beside(self, which, batch, context=context, sampled=batch)
         return np.where(batch > 0, steps.step_us(batch, np.zeros(1)), 0.0)
 
-    def extrapolates(self, which: Ints, *, tokens: Floats, batch: Floats, context: float) -> Bools:
+    def extrapolates(self, which: Ints, *, tokens: Floats, batch: Floats, context: Floats) -> Bools:
         """Tell which steps lie outside the grid that their model was measured on."""
         most_tokens, most_batch, longest = (figures[which] for figures in self._grids)
         seen = batch * context / batch
@@ -93,7 +93,7 @@ class Beside:
     )
 
     def __init__(
-        self, models: StepModels, which: Ints, batch: Floats, *, context: float, sampled: Floats
+        self, models: StepModels, which: Ints, batch: Floats, *, context: Floats, sampled: Floats
     ) -> None:
         self._models, self._which, self._batch, self._sampled = models, which, batch, sampled
         # The mean context as a step's own figures give it, K/B, so that not a bit differs.

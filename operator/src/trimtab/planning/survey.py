@@ -5,26 +5,22 @@ keep the surveys of its last plan: they are found again if the intent, its load 
 that predictions are made from are equal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from typing import Final
 
-from trimtab.planning.estimate import Ask, Estimator, key_for
+from trimtab.planning.estimate import Ask, Candidate, Estimator, Subject
 from trimtab.planning.objectives import Judged, judge
-from trimtab.planning.options import Walk, least_replicas
 from trimtab.planning.plan import FingerprintNeed, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import price_for
 from trimtab.planning.simulations import Simulations
-from trimtab.planning.snapshot import (
-    Config,
-    CpuPool,
-    FleetSnapshot,
-    GpuPool,
-    IntentView,
-    ModelView,
-)
+from trimtab.planning.snapshot import CpuPool, FleetSnapshot, GpuPool
+from trimtab.planning.walk import Walk, least_replicas
 from trimtab.planning.workload import PlannedLoad
 
 
@@ -43,7 +39,8 @@ class Survey:
     needs: tuple[tuple[Judged, FingerprintNeed], ...]
 
 
-_Key = tuple[IntentView, tuple[Config, ...], PlannedLoad]
+# Subjects that are surveyed side by side: enough that arrays are long, few enough that they stay small.
+_TOGETHER: Final = 24
 
 
 class Surveys:
@@ -52,8 +49,8 @@ class Surveys:
     def __init__(self) -> None:
         self.simulations = Simulations()
         self._world: tuple[FleetSnapshot, PlannerPolicy] | None = None
-        self._before: dict[_Key, Survey] = {}
-        self._now: dict[_Key, Survey] = {}
+        self._before: dict[Subject, Survey] = {}
+        self._now: dict[Subject, Survey] = {}
 
     def begin(self, snapshot: FleetSnapshot, policy: PlannerPolicy) -> None:
         """Begin a plan; what was found out under other prices, fingerprints or machines is forgotten."""
@@ -63,27 +60,53 @@ class Surveys:
         self._world = world
         self.simulations.begin(policy)
 
-    def of(
-        self,
-        intent: IntentView,
-        model: ModelView,
-        configs: tuple[Config, ...],
-        *,
-        load: PlannedLoad,
-    ) -> Survey:
+    def ahead(self, subjects: Iterable[Subject]) -> None:
+        """Make the surveys that will be asked for, some at a time; that is faster than one by one.
+
+        What fails is left out: it fails again, for its own intent alone, when it is asked for.
+        """
+        plain = dict.fromkeys(map(_plain, subjects))
+        wanted = [subject for subject in plain if self._found(subject) is None]
+        for start in range(0, len(wanted), _TOGETHER):
+            some = wanted[start : start + _TOGETHER]
+            with suppress(Exception):
+                self._now.update(zip(some, self._made(some), strict=True))
+
+    def of(self, subject: Subject) -> Survey:
         """Return an intent's survey, from the last plan if it was made there.
 
         Raises:
             RuntimeError: No plan has begun.
         """
+        plain = _plain(subject)
+        found = self._found(plain) or self._made([plain])[0]
+        self._now[plain] = found
+        return found
+
+    def _found(self, plain: Subject) -> Survey | None:
+        return self._now.get(plain) or self._before.get(plain)
+
+    def _made(self, subjects: Sequence[Subject]) -> list[Survey]:
         if self._world is None:
             raise RuntimeError(
                 "A survey was asked for before a plan began. This is a bug; please report it."
             )
-        # What only names the intent, and what only says where or how it is to change, does not
-        # change what its options are; the busy load moves all the time.
-        plain = replace(
-            intent,
+        world, policy = self._world
+        return _surveyed(subjects, snapshot=world, policy=policy)
+
+
+def _plain(subject: Subject) -> Subject:
+    """Return a subject without what only names the intent, or says where or how it is to change.
+
+    That changes nothing about what its options are; the busy load moves all the time.
+    """
+    # What precisions lose decides which configurations are asked about, and nothing of them.
+    model = replace(subject.model, losses=(), identity="")
+    return replace(
+        subject,
+        model=model,
+        intent=replace(
+            subject.intent,
             uid="",
             namespace="",
             name="",
@@ -93,16 +116,9 @@ class Surveys:
             group_id="",
             volume_nodes=None,
             busy_load=None,
-            # What precisions lose decides which configurations are asked about, and nothing of them.
-            model=replace(model, losses=(), identity=""),
-        )
-        key = (plain, configs, load)
-        found = self._now.get(key) or self._before.get(key)
-        if found is None:
-            world, policy = self._world
-            found = _survey(plain, model, configs, load, snapshot=world, policy=policy)
-        self._now[key] = found
-        return found
+            model=model,
+        ),
+    )
 
 
 def is_priced(snapshot: FleetSnapshot) -> bool:
@@ -140,63 +156,69 @@ def _world(snapshot: FleetSnapshot) -> FleetSnapshot:
     )
 
 
-def _survey(
-    intent: IntentView,
-    model: ModelView,
-    configs: Sequence[Config],
-    load: PlannedLoad,
-    *,
-    snapshot: FleetSnapshot,
-    policy: PlannerPolicy,
-) -> Survey:
-    alone = replace(load, rate=0.0)
-    estimator = Estimator(intent, model, configs, load=load, snapshot=snapshot, policy=policy)
-    numbers, priced = range(len(configs)), is_priced(snapshot)
+def _surveyed(
+    subjects: Sequence[Subject], *, snapshot: FleetSnapshot, policy: PlannerPolicy
+) -> list[Survey]:
+    """Return the surveys of several intents, whose walks go on side by side."""
+    estimator = Estimator(subjects, snapshot=snapshot, policy=policy)
+    candidates, priced = estimator.candidates, is_priced(snapshot)
 
-    def judged(option: Option, at: PlannedLoad) -> Judged:
-        return judge(intent, option, load=at, priced=priced, policy=policy)
+    def judged(subject: Subject, option: Option, load: PlannedLoad) -> Judged:
+        return judge(subject.intent, option, load=load, priced=priced, policy=policy)
 
-    def satisfied(option: Option) -> bool:
-        return judged(option, load).meets
-
-    least = least_replicas(intent)
-    singles = estimator.options([Ask(number=n, replicas=least, rate=0.0) for n in numbers])
-    unloaded = [judged(option(), alone) for option in singles]
-    walks = [Walk(intent, load=load, satisfied=satisfied, policy=policy) for _ in numbers]
+    singles = estimator.options(
+        [
+            Ask(number=n, replicas=least_replicas(one.subject.intent), rate=0.0)
+            for n, one in enumerate(candidates)
+        ]
+    )
+    unloaded = [
+        judged(one.subject, option(), replace(one.subject.load, rate=0.0))
+        for one, option in zip(candidates, singles, strict=True)
+    ]
+    walks = [
+        Walk(
+            one.subject.intent,
+            load=one.subject.load,
+            judged=partial(judged, one.subject, load=one.subject.load),
+            policy=policy,
+        )
+        for one in candidates
+    ]
     while asks := [
-        Ask(number=n, replicas=count, rate=load.rate) for n in numbers for count in walks[n].wanted
+        Ask(number=n, replicas=count, rate=candidates[n].subject.load.rate)
+        for n, walk in enumerate(walks)
+        for count in walk.wanted
     ]:
         answers = iter(estimator.options(asks))
         for walk in walks:
             walk.take(list(islice(answers, len(walk.wanted))))
-    needs = [
-        (one, _need(model, one.option, key.digest(), again=_suspect(one.option)))
-        for one, source in zip(unloaded, estimator.sources, strict=True)
-        # Jobs measure on cpu; fingerprints of GPUs are imported or derived.
-        if one.option.config.product == "cpu"
-        and (
-            (key := key_for(model, one.option.config, capabilities=snapshot.capabilities))
-            != source.fingerprint.key
-            or source.fingerprint.source == "Roofline"
-            or _suspect(one.option)
+    needs = [_need(*pair) for pair in zip(candidates, unloaded, strict=True)]
+    found, end = [], 0
+    for subject in subjects:
+        mine = slice(end, end := end + len(subject.configs))
+        found.append(
+            Survey(
+                every=tuple(one for walk in walks[mine] for one in walk.found),
+                unloaded=tuple(unloaded[mine]),
+                needs=tuple(need for need in needs[mine] if need is not None),
+            )
         )
-    ]
-    return Survey(
-        every=tuple(judged(option, load) for walk in walks for option in walk.found),
-        unloaded=tuple(unloaded),
-        needs=tuple(needs),
-    )
+    return found
 
 
-def _suspect(option: Option) -> bool:
-    return option.anchoring is not None and option.anchoring.suspect
-
-
-def _need(model: ModelView, option: Option, key: str, *, again: bool) -> FingerprintNeed:
-    config = option.config
-    return FingerprintNeed(
-        key=key,
-        architecture=model.architecture,
+def _need(candidate: Candidate, alone: Judged) -> tuple[Judged, FingerprintNeed] | None:
+    """Return the fingerprint that would serve a candidate better than what there is; None if none."""
+    taken, config = candidate.source.fingerprint, candidate.config
+    anchoring = alone.option.anchoring
+    again = anchoring is not None and anchoring.suspect
+    # Jobs measure on cpu; fingerprints of GPUs are imported or derived.
+    known = taken.key == candidate.key and taken.source != "Roofline" and not again
+    if known or config.product != "cpu":
+        return None
+    need = FingerprintNeed(
+        key=candidate.key.digest(),
+        architecture=candidate.subject.model.architecture,
         product=config.product,
         cpu_model=config.cpu_model,
         threads=config.threads // config.pipeline_parallel_size,
@@ -206,3 +228,4 @@ def _need(model: ModelView, option: Option, key: str, *, again: bool) -> Fingerp
         priority=0,
         again=again,
     )
+    return alone, need
