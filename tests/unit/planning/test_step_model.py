@@ -178,7 +178,7 @@ def test_a_chunk_of_a_measured_size_is_charged_what_was_measured():
     model = fit(replace(grid, mixed=dearer), depth=DEPTH)
 
     def extra(chunk):
-        return model.kinds[0]._mixed_us(chunk, 8.0, 1024.0)
+        return model.kinds[0].mixed_us(chunk, 8.0, 1024.0)
 
     assert extra(16) < extra(127) < extra(128) < extra(129)
     assert extra(128) == pytest.approx((extra(127) + extra(129)) / 2, rel=0.01)

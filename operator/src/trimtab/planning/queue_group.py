@@ -96,7 +96,11 @@ class DecodingGroup:
     def growth_after_first(self, steps: int) -> int:
         """Return the blocks that so many steps begin, but for the first of them."""
         whole, rest = divmod(steps - 1, self._block_tokens)
-        return whole * self.count + sum(self.growth(1 + n) for n in range(rest))
+        # The phases of `growth` at 1 to rest steps later are neighbours on a ring.
+        start = (1 - self.counter - rest) % self._block_tokens
+        beyond = max(0, start + rest - self._block_tokens)
+        begun = sum(self._phases[start : start + rest]) + sum(self._phases[:beyond])
+        return whole * self.count + begun
 
     def steps_until_end(self) -> int:
         """Return in how many steps the first sequence ends."""
@@ -112,6 +116,8 @@ class DecodingGroup:
             steps: At least 1.
             available: Blocks, after the first step took its own.
         """
+        if available >= self.growth_after_first(steps):
+            return steps
         whole = min((steps - 1) // self._block_tokens, available // self.count)
         taken, left = whole * self._block_tokens + 1, available - whole * self.count
         while taken < steps:

@@ -75,11 +75,10 @@ class LayerModel:
         if work.batch <= 0:
             return prompt
         context = work.kv_tokens / work.batch
-        chunk = work.tokens - work.batch
         return (
             prompt
             + self.decode_us(work.batch, context)
-            + (self._mixed_us(chunk, work.batch, context) if chunk > 0 and self.mixed else 0.0)
+            + self.mixed_us(work.tokens - work.batch, work.batch, context)
         )
 
     def decode_us(self, batch: float, context: float) -> float:
@@ -92,7 +91,10 @@ class LayerModel:
         """Return the mean contexts between which the time of a decode step is a straight line."""
         return self.decode.ys if self.decode is not None else (0.0, 1.0)
 
-    def _mixed_us(self, chunk: float, batch: float, context: float) -> float:
+    def mixed_us(self, chunk: float, batch: float, context: float) -> float:
+        """Return what decoding costs more beside a chunk of a prompt."""
+        if chunk <= 0 or not self.mixed:
+            return 0.0
         low = high = self.mixed[0]
         for high in self.mixed:
             if high[0] >= chunk:
@@ -133,9 +135,13 @@ class StepModel:
     def step_us(self, work: StepWork) -> float:
         """Return the time of one step, µs."""
         plain = self.fixed_us(work) + sum(k.layers * k.layer_us(work) for k in self.kinds)
+        return plain * self.factor(work.batch)
+
+    def factor(self, batch: float) -> float:
+        """Return what live replicas correct the time of a step by."""
         if self.correction is None:
-            return plain
-        return plain * math.exp(self.correction.at(math.log2(max(1.0, work.batch))))
+            return 1.0
+        return math.exp(self.correction.at(math.log2(max(1.0, batch))))
 
     def fixed_us(self, work: StepWork) -> float:
         """Return the part that does not depend on depth, µs; never corrected."""

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from dataclasses import replace
 
 from trimtab.planning.scheduler_limits import SchedulerLimits
 from trimtab.planning.step_model import StepModel, StepWork
@@ -10,10 +11,13 @@ from trimtab.planning.step_model import StepModel, StepWork
 class StepTables:
     """The step times of one model under one scheduler, shared by the replicas of a simulation."""
 
-    __slots__ = ("_knots", "_lines", "_model", "_window")
+    __slots__ = ("_alone", "_knots", "_lines", "_model", "_plain", "_us_per_work", "_window")
 
     def __init__(self, model: StepModel, limits: SchedulerLimits) -> None:
         self._model = model
+        self._plain = replace(model, correction=None)
+        self._us_per_work = sum(kind.layers * kind.prefill_us_per_work for kind in model.kinds)
+        self._alone: dict[tuple[int, int], float] = {}
         self._window = limits.window
         self._knots = model.contexts()
         self._lines: dict[tuple[int, int], tuple[float, float, float, float]] = {}
@@ -56,12 +60,20 @@ class StepTables:
     ) -> float:
         """Return the µs of a step with parts of prompts, of which ``ends`` are last ones."""
         seen = min(kv_tokens, decodes * self._window) if self._window else kv_tokens
-        return self._model.step_us(
-            StepWork(
-                tokens=decodes + prompt_tokens,
-                sampled=decodes + ends,
-                work=work,
-                batch=decodes,
-                kv_tokens=seen,
+        tokens, sampled = decodes + prompt_tokens, decodes + ends
+        alone = self._alone.get((tokens, sampled))
+        if alone is None:
+            alone = self._plain.step_us(StepWork(tokens=tokens, sampled=sampled))
+            self._alone[tokens, sampled] = alone
+        us = alone + self._us_per_work * work
+        if decodes:
+            context = seen / decodes
+            us += sum(
+                kind.layers
+                * (
+                    kind.decode_us(decodes, context)
+                    + kind.mixed_us(prompt_tokens, decodes, context)
+                )
+                for kind in self._model.kinds
             )
-        )
+        return us * self._model.factor(decodes)
