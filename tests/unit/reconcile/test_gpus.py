@@ -21,7 +21,7 @@ from trimtab.planning.snapshot import Config, GpuPool
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.rollout import Rollout
 from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
-from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot
+from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, several_nodes
 from trimtab.settings import Settings
 
 PRODUCT = "NVIDIA-H100-80GB-HBM3"
@@ -203,3 +203,13 @@ def test_a_move_without_room_goes_on_as_it_began_and_is_forgotten_at_its_end() -
     assert (strategy["maxSurge"], rollout.surge) == (0, False)
     strategy, rollout = _moved(mode="None", kind="Keep", surge=False)
     assert (strategy["maxSurge"], rollout.surge) == (1, True)
+
+
+def test_nodes_that_only_pods_on_gpus_may_use_are_nodes_to_choose_among() -> None:
+    """Without preferred nodes the scheduler spreads small replicas, and no node is left for a whole group."""
+    caches = Caches()
+    for name in ("g0", "g1"):
+        caches.nodes.apply_event("ADDED", a_node(name, gpus=8, taints=[TAINT]))
+    assert several_nodes(caches.nodes, settings=WITH_GPUS)
+    caches.nodes.apply_event("DELETED", a_node("g1", gpus=8, taints=[TAINT]))
+    assert not several_nodes(caches.nodes, settings=WITH_GPUS)

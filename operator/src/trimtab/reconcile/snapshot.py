@@ -38,7 +38,7 @@ from trimtab.reconcile.labels import Owner
 from trimtab.reconcile.sealed import rollout_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from trimtab.kube.resources import Manifest
     from trimtab.observe.caches import Caches
@@ -329,6 +329,11 @@ def usable(node: NodeRecord, *, settings: Settings, gpus: bool = False) -> bool:
         if not taint[0].startswith("node.kubernetes.io/")
     )
     return node.ready and not node.cordoned and matches and tolerated
+
+
+def several_nodes(nodes: Iterable[NodeRecord], *, settings: Settings) -> bool:
+    """Whether there is a choice of nodes for workers, on CPUs or on GPUs."""
+    return sum(usable(node, settings=settings, gpus=True) for node in nodes) > 1
 
 
 def _tolerates(toleration: Mapping[str, Any], taint: tuple[str, str, str]) -> bool:

@@ -15,7 +15,7 @@ from trimtab.reconcile.inferenceintent import jobs
 from trimtab.reconcile.inferenceintent.inspecting import inspection, inspection_pods
 from trimtab.reconcile.labels import Owner
 from trimtab.reconcile.naming import model_name
-from trimtab.reconcile.snapshot import declared_load, parse_intent, usable
+from trimtab.reconcile.snapshot import declared_load, parse_intent, several_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,7 +106,7 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
             ),
             None,
         ),
-        several_nodes=sum(usable(n, settings=settings) for n in caches.nodes) > 1,
+        several_nodes=several_nodes(caches.nodes, settings=settings),
         gateway_answers=world.gateway_answers,
         shown=world.shown_of(record.uid),
         fleet_revision=current.revision,
