@@ -17,7 +17,7 @@ from trimtab.planning.architecture import Architecture
 from trimtab.planning.estimate import best_for
 from trimtab.planning.fingerprint import parse
 from trimtab.planning.step_model import fit, work_of
-from trimtab.reconcile.snapshot import fingerprints
+from trimtab.reconcile.fingerprint_book import FINGERPRINT_KEY, FingerprintBook
 
 CONFIG = {
     "model_type": "llama",
@@ -207,7 +207,11 @@ def test_a_document_becomes_the_object_that_an_operator_reads(tmp_path):
     assert body["metadata"]["name"] == f"fp-{document.key.digest()}"
     caches = Caches()
     caches.configmaps.put({**body, "metadata": {**body["metadata"], "uid": "u"}})
-    assert fingerprints(caches, settings=SETTINGS) == (document,)
+    assert FingerprintBook().read(caches, settings=SETTINGS) == (document,)
+    edited = body["data"][FINGERPRINT_KEY].replace('"gpuSeconds":', '"gpuSeconds":1')
+    spoilt = {**body, "data": {FINGERPRINT_KEY: edited}}
+    caches.configmaps.put({**spoilt, "metadata": {**body["metadata"], "uid": "v"}})
+    assert FingerprintBook().read(caches, settings=SETTINGS) == ()
 
 
 def test_a_document_of_no_model_becomes_no_object(tmp_path):

@@ -159,12 +159,16 @@ def manifest(
 
     import yaml  # noqa: PLC0415 - 30 ms
 
+    from trimtab.observe.digests import digest  # noqa: PLC0415 - as above
     from trimtab.planning.fingerprint import (  # noqa: PLC0415 - as above
         FingerprintInvalidError,
         parse,
     )
     from trimtab.planning.step_model import fit  # noqa: PLC0415 - as above
-    from trimtab.reconcile.fingerprint_book import FINGERPRINT_KEY  # noqa: PLC0415 - as above
+    from trimtab.reconcile.fingerprint_book import (  # noqa: PLC0415 - as above
+        FINGERPRINT_KEY,
+        SEAL_ANNOTATION,
+    )
     from trimtab.reconcile.labels import shared_labels  # noqa: PLC0415 - as above
 
     try:
@@ -189,6 +193,8 @@ def manifest(
             "name": name,
             "namespace": namespace,
             "labels": shared_labels("fingerprint", instance=name),
+            # Else the seal of a document that it replaces would say that this one was edited.
+            "annotations": {SEAL_ANNOTATION: digest(compact)},
         },
         "data": {FINGERPRINT_KEY: compact},
     }
