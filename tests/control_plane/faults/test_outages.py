@@ -25,7 +25,9 @@ def _survives(bench: Bench, undisturbed: dict[str, Any], *, seconds: float) -> N
     bench.apply(bench.intent())
     bench.wait_settled()
     before = bench.worker_pods()
-    edited = bench.intent(load={"requestsPerSecond": "0.6", "promptTokens": 64, "outputTokens": 32})
+    edited = bench.intent(
+        load={"requestsPerSecond": "0.12", "promptTokens": 64, "outputTokens": 32}
+    )
     bench.proxy.refuse(0.1)
     asked = len(bench.proxy.log())
     started = time.monotonic()

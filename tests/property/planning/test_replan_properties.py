@@ -150,6 +150,7 @@ def test_the_cases_reach_every_kind_of_step():
             room=source.choice((0, 3)),
             swaps=source.random() < 0.5,
             needed=source.random() < 0.2,
+            measuring=source.random() < 0.2,
         )
         step = next_step(current, target, now_us=NOW, policy=POLICY)
         _check(step, current, target)
