@@ -34,6 +34,9 @@ class LoopThread:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        # Transports close their sockets one turn after they are told to.
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     def call(self, coroutine: Coroutine[Any, Any, Any], *, seconds: float | None = 60) -> Any:
         """Run a coroutine and return its result.

@@ -94,7 +94,10 @@ class FaultProxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything."""
+        """Close everything; a connection whose client does not read would never close by itself."""
+        if self._site:
+            await self._site.stop()
+        self.cut_all()
         if self._runner:
             await self._runner.cleanup()
         if self._session:
