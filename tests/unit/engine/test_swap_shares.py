@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.engine.builders import submit
 from tests.unit.engine.test_remap import ask, check, reload, settle, tenants
+from trimtab_workers.engine.backend import CpuBackend
 from trimtab_workers.engine.engine import Engine
 from trimtab_workers.engine.errors import UnexpectedError
 from trimtab_workers.engine.kv import HostBlockManager
@@ -131,4 +132,25 @@ def test_a_model_gives_back_the_memory_of_a_share_that_shrank():
     settle(engine)
     left = len(host._free) + host.used + len(host._cached)
     assert left <= host.capacity < written
+    check(engine)
+
+
+def test_over_a_link_no_memory_is_given_back():
+    """A copy may still use a place that is free already, so what a share lost stays as it is."""
+    engine = tenants(
+        "a",
+        kv_slabs=14,
+        pressure="swap",
+        max_model_len=128,
+        swap_bytes=600_000,
+        backend=CpuBackend(link_rate=1e9),
+    )
+    swap_out(engine, "a")
+    settle(engine)
+    host = engine.tenant("a").scheduler.host
+    written = len(host._free) + host.used + len(host._cached)
+    reload(engine, "ab")
+    settle(engine)
+    assert host.capacity < written
+    assert len(host._free) + host.used + len(host._cached) == written
     check(engine)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.kv import KvLayout
     from trimtab_workers.engine.mover import Mover
     from trimtab_workers.engine.tenants import Tenant
+    from trimtab_workers.engine.transfer import TransferEngine
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +262,9 @@ def _swap_bytes(arena: Arena, config: EngineConfig) -> int:
     return arena.pool() * arena.slab_bytes if config.swap_bytes is None else config.swap_bytes
 
 
-def share_swap(tenants: Iterable[Tenant], arena: Arena, config: EngineConfig) -> None:
+def share_swap(
+    tenants: Iterable[Tenant], arena: Arena, config: EngineConfig, transfer: TransferEngine
+) -> None:
     """Split swap space evenly anew, after a model came or went; none gets more than it reserved."""
     hosts = [
         (tenant, tenant.scheduler.host)
@@ -271,7 +274,7 @@ def share_swap(tenants: Iterable[Tenant], arena: Arena, config: EngineConfig) ->
     for tenant, host in hosts:
         block_bytes = tenant.unit.layers * tenant.unit.block_bytes
         host.resize(_swap_bytes(arena, config) // len(hosts) // block_bytes)
-        tenant.drop_surplus()
+        tenant.drop_surplus(transfer)
 
 
 def _open_host_tier(

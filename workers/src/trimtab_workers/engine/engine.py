@@ -451,7 +451,7 @@ class Engine:
             balance.arena.release(name)
         tenant.let_go()
         if balance is not None:
-            boot.share_swap(self._tenants.values(), balance.arena, self.config)
+            boot.share_swap(self._tenants.values(), balance.arena, self.config, balance.transfer)
         tenant.metrics.gone()
         self._post(memory.give_back)  # when nobody up the stack holds a tensor any more
 

@@ -125,7 +125,7 @@ class Joining:
             config=self._config,
             ranks=self._ranks,
         )
-        boot.share_swap(self._balance.tenants.values(), arena, self._config)
+        boot.share_swap(self._balance.tenants.values(), arena, self._config, self._backend.transfer)
         if tenant.state == "Loading":
             tenant.set_state("Resident")
             boot.hand_out([tenant], arena, self._balance.mover, self._config)

@@ -80,7 +80,7 @@ class Mover:
             if not self._one(op):
                 break
         for tenant in self._tenants.values():
-            tenant.drop_surplus()
+            tenant.drop_surplus(self._backend.transfer)
         return self._load_some() or worked
 
     def _one(self, op: Op) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trimtab_workers.engine.scheduler import Scheduler
     from trimtab_workers.engine.streaming import UnitGate
     from trimtab_workers.engine.tokenizer import Tokenizer
-    from trimtab_workers.engine.transfer import HostBlocks
+    from trimtab_workers.engine.transfer import HostBlocks, TransferEngine
     from trimtab_workers.engine.types import TenantState
     from trimtab_workers.engine.weights.checkpoint import Checkpoint
     from trimtab_workers.engine.weights.hostcopy import UnitSource
@@ -111,8 +111,14 @@ class Tenant:
         self.metrics.lacks(what)
         log.warning("policy_off", extra={"model": self.spec.name, "what": what, "reason": reason})
 
-    def drop_surplus(self) -> None:
-        """Give the memory above its swap share back: models that joined count on it."""
+    def drop_surplus(self, transfer: TransferEngine) -> None:
+        """Give the memory above its swap share back: models that joined count on it.
+
+        Over a link a swap may still read or write a place that is free already, so nothing is
+        given back there.
+        """
+        if transfer.link_rate is not None:
+            return
         host = None if self.scheduler is None else self.scheduler.host
         if host is not None and self.host_blocks is not None:
             self.host_blocks.drop(host.take_surplus())

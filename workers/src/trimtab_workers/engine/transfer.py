@@ -87,7 +87,8 @@ class TransferEngine(Protocol):
     """Begins copies; `pairs` are (from, to), slots of a layout or places of host blocks.
 
     Attributes:
-        link_rate: Bytes per second beside compute; None where copies use the cores that compute.
+        link_rate: Bytes per second beside compute; None where copies use the cores that compute, and
+            are done when they return.
     """
 
     link_rate: float | None
