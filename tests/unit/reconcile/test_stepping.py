@@ -385,3 +385,30 @@ def test_a_status_says_what_a_change_waits_for() -> None:
     assert "one change in ten minutes" in _applied(held, threads=2)[1]
     kept = Step(kind="Keep", config=one, replicas=4)
     assert "What runs stays" not in _applied(kept, threads=1)[1]
+
+
+def test_a_group_holds_its_place_once() -> None:
+    """Three members of 6 GiB in one worker leave 10 GiB of 16 for a new replica beside an old one."""
+    town = Town()
+    record = town.intent()
+    town.runs(record, threads=1)
+    town.plans(record, threads=1)
+    town.step(record)
+    town.now += 601
+    town.plans(record, threads=2)
+    snapshot = town.planned.snapshot
+    assert snapshot is not None
+    (own,) = snapshot.assignments
+    members = tuple(
+        dataclasses.replace(own, intent_uid=uid, group="g", memory_bytes=6 * GIB)
+        for uid in ("m1", "m2", "m3")
+    )
+    # A pod beyond the replicas is passing, and holds nothing.
+    passing = (("n0", 2),)
+    own = dataclasses.replace(own, nodes=passing, memory_bytes=5 * GIB)
+    town.planned = dataclasses.replace(
+        town.planned, snapshot=dataclasses.replace(snapshot, assignments=(own, *members))
+    )
+    step = town.step(record)
+    assert step is not None
+    assert (step.kind, step.mode) == ("Move", "MakeBeforeBreak")

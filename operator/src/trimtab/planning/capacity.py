@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from trimtab.planning.plan import Option
-from trimtab.planning.slots import Need, Node, Nodes, Rack
-from trimtab.planning.snapshot import Config, CpuPool, GpuPool
+from trimtab.planning.slots import Need, Node, Nodes, Rack, first
+from trimtab.planning.snapshot import Assignment, Config, CpuPool, GpuPool
 
 
 class Ledger:
@@ -97,3 +97,23 @@ def need_of(option: Option) -> Need:
         count=option.replicas,
         memory_bytes=option.memory_bytes,
     )
+
+
+def located(assignment: Assignment) -> Nodes:
+    """Return where the replicas are; the pods that a roll has beyond them are passing."""
+    return first(tuple(sorted(assignment.nodes)), assignment.replicas)
+
+
+def place_of(assignment: Assignment) -> tuple[str, str]:
+    """Return what tells places apart: a group's members have one together."""
+    if assignment.group:
+        return ("group", assignment.group)
+    return ("intent", assignment.intent_uid)
+
+
+def one_per_place(assignments: Iterable[Assignment]) -> list[Assignment]:
+    """Return each place that is held once, in order of its holders."""
+    found: dict[tuple[str, str], Assignment] = {}
+    for assignment in sorted(assignments, key=lambda a: a.intent_uid):
+        found.setdefault(place_of(assignment), assignment)
+    return list(found.values())

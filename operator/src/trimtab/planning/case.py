@@ -12,7 +12,6 @@ from trimtab.planning.options import pin_problem, running_option, space
 from trimtab.planning.plan import Alternative, FingerprintNeed
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.short_list import short_list
-from trimtab.planning.slots import Nodes, first
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
 from trimtab.planning.survey import Survey, Surveys, is_priced
 from trimtab.planning.workload import PlannedLoad, planned_load
@@ -69,11 +68,6 @@ def allowed(case: Case, running: Judged) -> bool:
     least, most = pins.min_replicas or 1, pins.max_replicas or option.replicas
     configs = {j.option.config for j in case.every}
     return option.config in configs and least <= option.replicas <= most
-
-
-def located(assignment: Assignment) -> Nodes:
-    """Return where the replicas are; the pods that a roll has beyond them are passing."""
-    return first(tuple(sorted(assignment.nodes)), assignment.replicas)
 
 
 def prepare(

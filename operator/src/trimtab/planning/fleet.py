@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from trimtab.planning.capacity import Ledger
-from trimtab.planning.case import Case, acceptable, allowed, located, prepare, subjects
+from trimtab.planning.capacity import Ledger, located, one_per_place, place_of
+from trimtab.planning.case import Case, acceptable, allowed, prepare, subjects
 from trimtab.planning.diagnose import Holders, Problem, left_out, price_unknown, unmet
 from trimtab.planning.explain import alternatives, binding, chosen, counted, devices_of
 from trimtab.planning.objectives import Judged, footprint
@@ -191,25 +191,11 @@ def _fleet(snapshot: FleetSnapshot) -> Ledger:
     """Return the nodes without what runs for intents that this round does not decide about."""
     ledger = Ledger(snapshot.pools, snapshot.gpu_pools)
     decided = {intent.uid for intent in snapshot.intents if intent.model is not None}
-    ours = {_place(a) for a in snapshot.assignments if a.intent_uid in decided}
-    others = [a for a in snapshot.assignments if _place(a) not in ours]
-    for assignment in _one_per_place(others):
+    ours = {place_of(a) for a in snapshot.assignments if a.intent_uid in decided}
+    others = [a for a in snapshot.assignments if place_of(a) not in ours]
+    for assignment in one_per_place(others):
         ledger.hold(assignment.config, assignment.nodes, memory_bytes=assignment.memory_bytes)
     return ledger
-
-
-def _place(assignment: Assignment) -> tuple[str, str]:
-    """Return what tells places apart: a group's members have one together."""
-    if assignment.group:
-        return ("group", assignment.group)
-    return ("intent", assignment.intent_uid)
-
-
-def _one_per_place(assignments: Iterable[Assignment]) -> list[Assignment]:
-    found: dict[tuple[str, str], Assignment] = {}
-    for assignment in sorted(assignments, key=lambda a: a.intent_uid):
-        found.setdefault(_place(assignment), assignment)
-    return list(found.values())
 
 
 def _running(
@@ -228,7 +214,7 @@ def _running(
     }
     groups = {worker.id: leader(worker).intent.uid for worker in sharing.workers}
     found: dict[str, tuple[Assignment, ...]] = {}
-    for assignment in _one_per_place(snapshot.assignments):
+    for assignment in one_per_place(snapshot.assignments):
         uid = assignment.intent_uid
         if assignment.replicas < 1 or (uid not in decided and assignment.group not in groups):
             continue

@@ -8,8 +8,8 @@ priority and age found stays in force unless that choice is better as a whole.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trimtab.planning.capacity import Ledger, need_of
-from trimtab.planning.case import Case, acceptable, allowed, located
+from trimtab.planning.capacity import Ledger, located, need_of
+from trimtab.planning.case import Case, acceptable, allowed
 from trimtab.planning.columns import Board, Column, Member
 from trimtab.planning.greedy import SwapLimits
 from trimtab.planning.joint import Choice, ChoiceLimits, choose

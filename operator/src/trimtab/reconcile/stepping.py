@@ -11,7 +11,7 @@ from trimtab.api.v1alpha1.names import (
     PAUSED_ANNOTATION,
     REPLICAS_ANNOTATION,
 )
-from trimtab.planning.capacity import Ledger
+from trimtab.planning.capacity import Ledger, located, one_per_place
 from trimtab.planning.replan import Running, Wanted, next_step
 from trimtab.planning.transition import Candidate, admit, devices, devices_by_product
 from trimtab.planning.triggers import SpareWatch
@@ -265,8 +265,8 @@ class Stepper:
         if self._ledger is None:
             pools = (replace(pool, millicores=_ANY_MILLICORES) for pool in snapshot.pools)
             self._ledger = Ledger(pools, snapshot.gpu_pools)
-            for one in snapshot.assignments:
-                self._ledger.hold(one.config, one.nodes, memory_bytes=one.memory_bytes)
+            for one in one_per_place(snapshot.assignments):
+                self._ledger.hold(one.config, located(one), memory_bytes=one.memory_bytes)
         return self._ledger.slots(option)
 
     def _unserved(self) -> bool:
