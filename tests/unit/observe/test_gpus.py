@@ -101,3 +101,36 @@ def test_a_pod_requests_what_the_scheduler_counts() -> None:
     }
     assert requests(spec) == Requested(millicores=2000, memory_bytes=2**30, gpus=3)
     assert requests({}) == Requested()
+
+
+def test_a_resource_that_a_plugin_left_behind_is_no_gpu() -> None:
+    """A count of 0 makes neither a node with GPUs nor a second kind beside another vendor's."""
+    assert of_node(LABELS, {"nvidia.com/gpu": "0"}) is None
+    found = of_node(LABELS, {"nvidia.com/gpu": "8", "amd.com/gpu": "0"})
+    assert found is not None
+    assert (found.resource, found.count) == ("nvidia.com/gpu", 8)
+
+
+def _asking(**requested: str) -> dict[str, object]:
+    return {"resources": {"requests": requested}}
+
+
+def test_sidecars_and_overhead_are_requested_too() -> None:
+    """A sidecar runs beside the containers and the init containers after it; overhead comes on top."""
+    spec = {
+        "initContainers": [
+            _asking(cpu="3"),
+            {**_asking(cpu="1", memory="1Gi"), "restartPolicy": "Always"},
+            _asking(cpu="2500m"),
+        ],
+        "containers": [_asking(cpu="2", memory="2Gi")],
+        "overhead": {"cpu": "250m", "memory": "1Gi"},
+    }
+    assert requests(spec) == Requested(millicores=3750, memory_bytes=4 * 2**30)
+
+
+def test_an_amount_that_cannot_be_read_takes_no_other_with_it() -> None:
+    """A pod's GPUs count whatever its cpu says."""
+    asked = {"cpu": "much", "memory": "1Gi", "nvidia.com/gpu": "2"}
+    spec = {"containers": [_asking(**asked)]}
+    assert requests(spec) == Requested(memory_bytes=2**30, gpus=2)

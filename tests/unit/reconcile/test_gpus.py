@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
 
 from tests.unit.reconcile.builders import SETTINGS, a_plan, a_record, an_observed, an_option
 from tests.unit.reconcile.test_decide import of_kind
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL, OWNER_UID_LABEL, PART_OF_LABEL
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.loads import LoadBook
@@ -20,9 +22,13 @@ from trimtab.planning.replan import Step
 from trimtab.planning.snapshot import Config, GpuPool
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.rollout import Rollout
+from trimtab.reconcile.pollers import ForeignPoller
 from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, several_nodes
 from trimtab.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 PRODUCT = "NVIDIA-H100-80GB-HBM3"
 LABELS = {"nvidia.com/gpu.product": PRODUCT, "nvidia.com/gpu.memory": "81559"}
@@ -213,3 +219,43 @@ def test_nodes_that_only_pods_on_gpus_may_use_are_nodes_to_choose_among() -> Non
     assert several_nodes(caches.nodes, settings=WITH_GPUS)
     caches.nodes.apply_event("DELETED", a_node("g1", gpus=8, taints=[TAINT]))
     assert not several_nodes(caches.nodes, settings=WITH_GPUS)
+
+
+class _Pods:
+    """Stands in for the cluster's list of pods."""
+
+    def __init__(self, *pods: dict[str, Any]) -> None:
+        self._pods = pods
+
+    async def items(self, *_: object, **__: object) -> AsyncIterator[dict[str, Any]]:
+        for pod in self._pods:
+            yield pod
+
+
+def a_worker(owner: str, *, node: str = "g0", deleting: bool = False) -> dict[str, Any]:
+    labels = {PART_OF_LABEL: "trimtab", COMPONENT_LABEL: "worker", OWNER_UID_LABEL: owner}
+    resources = {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"nvidia.com/gpu": "2"}}
+    return {
+        "metadata": {"labels": labels} | ({"deletionTimestamp": "now"} if deleting else {}),
+        "spec": {"containers": [{"resources": resources}]} | ({"nodeName": node} if node else {}),
+    }
+
+
+async def foreign_use(*pods: dict[str, Any]) -> dict[str, Requested]:
+    world: Any = SimpleNamespace(foreign={})
+    client: Any = _Pods(*pods)
+    await ForeignPoller(world, client, replan=lambda: None).step()
+    found: dict[str, Requested] = world.foreign
+    return found
+
+
+async def test_gpus_of_a_worker_that_drains_are_not_free() -> None:
+    """Its plan holds them no more and it has them still; threads are shared, so they do not count."""
+    assert await foreign_use(a_worker("a"), a_worker("b", deleting=True)) == {
+        "g0": Requested(gpus=2)
+    }
+
+
+async def test_gpus_that_drain_for_a_pod_of_the_same_intent_are_its_own() -> None:
+    """Otherwise an intent whose replicas are replaced one by one would find no room for its plan."""
+    assert await foreign_use(a_worker("a", node=""), a_worker("a", deleting=True)) == {}

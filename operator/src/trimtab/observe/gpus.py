@@ -79,7 +79,8 @@ def of_node(labels: Mapping[str, str], allocatable: Mapping[str, Any]) -> NodeGp
     slices = sorted(
         k for k in allocatable if k.startswith("nvidia.com/mig-") and _count(allocatable, k)
     )
-    vendors = [v for v in VENDORS if v.resource in allocatable]
+    # A plugin that was taken away leaves its resource behind, at 0.
+    vendors = [v for v in VENDORS if _count(allocatable, v.resource)]
     if not vendors and not slices:
         return None
     if len(vendors) > 1:

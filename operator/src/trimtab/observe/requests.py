@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trimtab.observe.gpus import requested as gpus_of
 from trimtab.observe.quantities import QuantityError, byte_count, millicores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,31 +30,45 @@ class Requested:
 
 
 def requests(spec: Mapping[str, Any]) -> Requested:
-    """Return a pod's requests: containers summed, init containers at most."""
-    running = _sum(spec.get("containers") or ())
-    starting = [_sum([c]) for c in spec.get("initContainers") or ()]
+    """Return a pod's requests: containers and sidecars summed, init containers at most, and overhead.
+
+    A sidecar, which is an init container that is always restarted, runs beside all that start later.
+    """
+    sidecars = Requested()
+    starting: list[Requested] = []
+    for container in spec.get("initContainers") or ():
+        asked = _one(container)
+        if container.get("restartPolicy") == "Always":
+            sidecars = sidecars.plus(asked)
+        else:
+            starting.append(sidecars.plus(asked))
+    running = sidecars
+    for container in spec.get("containers") or ():
+        running = running.plus(_one(container))
     every = [running, *starting]
-    return Requested(
+    most = Requested(
         millicores=max(one.millicores for one in every),
         memory_bytes=max(one.memory_bytes for one in every),
         gpus=max(one.gpus for one in every),
     )
-
-
-def _sum(containers: Iterable[Mapping[str, Any]]) -> Requested:
-    found = Requested()
-    for container in containers:
-        found = found.plus(_one(container))
-    return found
+    return most.plus(_amounts(spec.get("overhead") or {}))
 
 
 def _one(container: Mapping[str, Any]) -> Requested:
     asked = (container.get("resources") or {}).get("requests") or {}
+    return replace(_amounts(asked), gpus=gpus_of(container))
+
+
+def _amounts(asked: Mapping[str, Any]) -> Requested:
+    return Requested(
+        millicores=_read(millicores, asked.get("cpu", "0")),
+        memory_bytes=_read(byte_count, asked.get("memory", "0")),
+    )
+
+
+def _read(unit: Callable[[str], int], text: str) -> int:
+    """Return an amount; what cannot be read counts as none, and takes no other amount with it."""
     try:
-        return Requested(
-            millicores=millicores(asked.get("cpu", "0")),
-            memory_bytes=byte_count(asked.get("memory", "0")),
-            gpus=gpus_of(container),
-        )
+        return unit(text)
     except QuantityError:
-        return Requested()
+        return 0

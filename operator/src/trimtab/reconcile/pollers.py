@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 import yaml
 
-from trimtab.api.v1alpha1.names import COMPONENT_LABEL, NAME_LABEL, PART_OF_LABEL
+from trimtab.api.v1alpha1.names import (
+    COMPONENT_LABEL,
+    NAME_LABEL,
+    OWNER_UID_LABEL,
+    PART_OF_LABEL,
+)
 from trimtab.kube.resources import CONFIG_MAP, POD
 from trimtab.observe.capabilities import newest
 from trimtab.observe.intents import Shown
@@ -380,7 +385,7 @@ _PLANNED_COMPONENTS = frozenset({"worker", "inspection", "fingerprint", "accurac
 
 
 class ForeignPoller:
-    """Sums what others' pods request per node; slow, for it lists every pod of the cluster."""
+    """Sums what others' pods request per node, and GPUs of ours that drain; slow, for it lists every pod of the cluster."""
 
     def __init__(self, world: World, client: KubeClient, *, replan: Callable[[], None]) -> None:
         self._world = world
@@ -390,19 +395,34 @@ class ForeignPoller:
     async def step(self) -> None:
         """List once."""
         used: dict[str, Requested] = {}
+        leaving: list[tuple[str, str, Requested]] = []
+        waiting: set[str] = set()
         async for pod in self._client.items(
             POD, field_selector="status.phase!=Succeeded,status.phase!=Failed"
         ):
             node = (pod.get("spec") or {}).get("nodeName")
-            labels = (pod.get("metadata") or {}).get("labels") or {}
+            meta = pod.get("metadata") or {}
+            labels = meta.get("labels") or {}
             ours = labels.get(PART_OF_LABEL) == "trimtab"
-            if not node or (ours and labels.get(COMPONENT_LABEL) in _PLANNED_COMPONENTS):
+            planned = ours and labels.get(COMPONENT_LABEL) in _PLANNED_COMPONENTS
+            owner = labels.get(OWNER_UID_LABEL, "")
+            if planned and not node:
+                waiting.add(owner)
+            if not node or (planned and not meta.get("deletionTimestamp")):
                 continue
             asked = requests(pod.get("spec") or {})
+            if planned:
+                leaving.append((owner, node, Requested(gpus=asked.gpus)))
+                continue
             # Operator and gateway ask for tenths of a core: counted, they would cost a small node a
             # whole thread set. `operator.cpuReserveMillicores` keeps threads back for them.
             asked = replace(asked, millicores=0) if ours else asked
             used[node] = used.get(node, Requested()).plus(asked)
+        for owner, node, asked in leaving:
+            # No assignment holds the GPUs of a pod that drains. One of its owner's that waits for a
+            # node waits for them: counted, its own plan would find no room.
+            if asked.gpus and owner not in waiting:
+                used[node] = used.get(node, Requested()).plus(asked)
         if used != self._world.foreign:
             self._world.foreign = used
             self._replan()
