@@ -16,6 +16,7 @@ from tests.unit.planning.gpu_builders import (
     on_gpus,
     scored,
 )
+from trimtab.planning.fingerprint import MemoryPoint
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.gpus import gpu_memory
 from trimtab.planning.slowdown import NONE, Slowdown, slowdown, slowed
@@ -252,3 +253,34 @@ def test_70b_has_the_sizes_that_the_tests_rest_on():
     """About 69 billion weights."""
     total = 80 * LLAMA_70B.layer_parameters() + LLAMA_70B.fixed_parameters()
     assert total == pytest.approx(69.5e9, rel=0.03)
+
+
+def test_tables_keep_16_bits_under_8_bit_layers():
+    """On two ranks each holds half of the layers at a byte per value and half of two tables at two."""
+    found = memory_of(tp=2, precision="fp8")
+    layers = 32 * LLAMA_8B.layer_parameters()
+    assert found.weights == pytest.approx((layers + 2 * 2 * 128256 * 4096) / 2, rel=1e-5)
+    one = 32 * LLAMA_8B.layer_parameters() + 2 * LLAMA_8B.fixed_parameters()
+    host = one + 2 * POLICY.gpu_rank_host_bytes
+    assert found.total == pytest.approx(host * 1.02, rel=1e-5)
+
+
+def test_graphs_that_gave_memory_back_make_no_room():
+    """An engine that reports -1 GiB for graphs is planned with none, not with 1 GiB more for KV."""
+    gib = 2**30
+
+    def beside(graphs):
+        row = MemoryPoint(depth=4, weights=0, activation=gib, non_torch=gib, graphs=graphs)
+        measured = replace(a_fingerprint(key=a_key()), memory=(row,))
+        return gpu_memory(
+            LLAMA_8B,
+            a_config(),
+            depth=32,
+            gpu_bytes=SIZES[H100],
+            kv_precision="bf16",
+            block_tokens=16,
+            fingerprint=measured,
+            policy=POLICY,
+        ).beside
+
+    assert (beside(-gib), beside(0), beside(gib)) == (2 * gib, 2 * gib, 3 * gib)

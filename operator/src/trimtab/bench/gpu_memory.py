@@ -1,6 +1,7 @@
 """How much memory one GPU of a replica needs, and how many tokens its KV cache holds (planner.md §5).
 
-For benchmarks, as long as snapshots know no GPUs.
+For benchmarks, which ask more than a plan does: any fraction, padded vocabularies, graphs by depth. Plans
+use `trimtab.planning.gpus.gpu_memory`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from trimtab.planning.memory import layer_bytes
-from trimtab.planning.precision import compute_precision, padded, value_bytes
+from trimtab.planning.precision import padded, table_bytes, value_bytes
 
 if TYPE_CHECKING:
     from trimtab.planning.architecture import Architecture
@@ -112,7 +113,7 @@ def gpu_memory(
             f"{split.pipeline} stages cannot share {depth} layers. Ask for fewer."
         )
     weights = layers * layer_bytes(rank, precision=precision) + _table_bytes(
-        architecture, split, precision=_table_precision(precision)
+        architecture, split, precision=precision
     )
     activation, non_torch, graphs = _beside(rows, weights=weights, layers=layers, policy=policy)
     limit = gpu_bytes * fraction_permille // 1000
@@ -160,12 +161,7 @@ def _table_bytes(architecture: Architecture, split: Split, *, precision: str) ->
     rows = vocab // ranks if vocab % ranks == 0 else padded(-(-vocab // ranks), _VOCABULARY_BLOCK)
     # Stages hold the embedding or the head; a tied head needs its copy on the last one.
     tables = 1 if architecture.tied_embeddings or split.pipeline > 1 else 2
-    return (tables * rows + 1) * architecture.hidden_size * value_bytes(precision)
-
-
-def _table_precision(precision: str) -> str:
-    own = compute_precision(precision)
-    return "bf16" if value_bytes(own) < value_bytes("bf16") else own
+    return (tables * rows + 1) * architecture.hidden_size * table_bytes(precision)
 
 
 def _beside(

@@ -2,7 +2,7 @@
 
 Two sizes of the question. `gpu_columns` draws what a fleet of GPUs would be asked for, option by option,
 for the joint choice alone. `cpu_snapshot` draws intents, nodes and fingerprints for the whole planner, on
-product ``cpu``, whose slots are sets of threads: GPUs are not in snapshots yet.
+product ``cpu``, whose slots are sets of threads.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from trimtab.planning.architecture import Architecture
 from trimtab.planning.fingerprint import Fingerprint
 from trimtab.planning.memory import layer_bytes, weight_bytes
 from trimtab.planning.policy import PlannerPolicy
-from trimtab.planning.precision import value_bytes
+from trimtab.planning.precision import table_bytes, value_bytes
 from trimtab.planning.roofline_gpu import PEAKS, WEIGHT_BYTES
 from trimtab.planning.snapshot import Config, FleetSnapshot, GpuPool
 
@@ -104,7 +104,7 @@ def _rank_weights(architecture: Architecture, config: Config, *, layers: int) ->
     copies = max(0, tp - architecture.kv_heads)
     columns = 2 * architecture.head_dim * architecture.hidden_size
     layer += copies * columns * value_bytes(config.precision)
-    table = architecture.vocab_size * architecture.hidden_size * value_bytes(config.precision)
+    table = architecture.vocab_size * architecture.hidden_size * table_bytes(config.precision)
     tables = 1 if architecture.tied_embeddings or config.pipeline_parallel_size > 1 else 2
     return -(-(layers * layer + tables * table) // tp)
 
@@ -114,7 +114,8 @@ def _beside(
 ) -> tuple[int, bool]:
     rows = fingerprint.memory if fingerprint is not None else ()
     if rows:
-        return max(row.activation + row.non_torch + row.graphs for row in rows), True
+        # NB: an engine may report less than nothing, when capturing graphs gave memory back.
+        return max(r.activation + r.non_torch + max(0, r.graphs) for r in rows), True
     share = weights * policy.unmeasured_weight_overhead_permille // 1000
     return policy.unmeasured_gpu_bytes + share, False
 

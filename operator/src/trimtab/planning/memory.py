@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 from trimtab.planning.architecture import Architecture
 from trimtab.planning.fingerprint import Fingerprint
 from trimtab.planning.policy import PlannerPolicy
-from trimtab.planning.precision import matrix_bytes, value_bytes
+from trimtab.planning.precision import matrix_bytes, table_bytes, value_bytes
 
 _PAGE_BYTES: Final = 4096
 _WATERMARK_PERMILLE: Final = 20
@@ -100,7 +100,7 @@ def layer_bytes(architecture: Architecture, *, precision: str) -> int:
 @lru_cache(maxsize=1024)
 def weight_bytes(architecture: Architecture, *, depth: int, precision: str) -> int:
     """Return the exact bytes of all weights at a precision."""
-    fixed = architecture.fixed_parameters() * value_bytes(precision)
+    fixed = architecture.fixed_parameters() * table_bytes(precision)
     return fixed + depth * layer_bytes(architecture, precision=precision)
 
 

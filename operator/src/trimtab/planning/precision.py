@@ -40,6 +40,11 @@ def value_bytes(precision: str) -> int:
     return BYTES_PER_VALUE[compute_precision(precision)]
 
 
+def table_bytes(precision: str) -> int:
+    """Return the bytes of a value of embedding, head or norms, which no 8-bit precision quantises."""
+    return max(value_bytes("bf16"), value_bytes(precision))
+
+
 def codes_bytes(rows: int, columns: int, *, precision: str) -> int:
     """Return the bytes of a quantised matrix without its scales, which begin right behind."""
     if precision == "int8":
