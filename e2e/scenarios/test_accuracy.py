@@ -10,12 +10,15 @@ import pytest
 
 from e2e import stack as st
 from e2e.scenarios.builders import TEAM, an_intent
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL, OWNER_UID_LABEL
+from trimtab.observe.inspections import INSPECTION_KEY, ModelFacts, parse_verdict
 from trimtab.planning.accuracy import AccuracyLoss, parse
+from trimtab.reconcile.snapshot import ACCURACY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
 NAME = "judged"
 
 
@@ -27,22 +30,31 @@ def constrained(limit: str) -> dict[str, Any]:
 @pytest.fixture
 def measured(stack: st.Stack) -> Iterator[dict[str, AccuracyLoss]]:
     """An intent that nothing may serve before its losses are known, and those losses."""
-    stack.apply(constrained("0"))
+
+    def kept(labels: str, key: str) -> list[str]:
+        maps = stack.kubectl("get", "configmaps", "-n", st.SYSTEM, "-o", "json", "-l", labels)
+        return [m["data"][key] for m in json.loads(maps)["items"] if key in m["data"]]
 
     def documents() -> dict[str, AccuracyLoss]:
-        maps = stack.kubectl(
-            "get", "configmaps", "-n", st.SYSTEM, "-o", "json",
-            "-l", "app.kubernetes.io/component=accuracy",
-        )  # fmt: skip
-        found = [parse(m["data"]["accuracy.json"])[0] for m in json.loads(maps)["items"]]
-        return {loss.precision: loss for loss in found}
+        uid = (stack.get("ii", NAME, TEAM) or {}).get("metadata", {}).get("uid", "")
+        inspected = [
+            verdict.model.source
+            for text in kept(f"{OWNER_UID_LABEL}={uid}", INSPECTION_KEY)
+            if isinstance(verdict := parse_verdict(text), ModelFacts)
+        ]
+        found = [parse(text)[0] for text in kept(f"{COMPONENT_LABEL}=accuracy", ACCURACY_KEY)]
+        # Other models of other scenarios may have been measured in this cluster.
+        return {loss.precision: loss for loss in found if loss.key.model in inspected}
 
-    yield st.wait_for(
-        "what int8 and int4 lose",
-        lambda: found if len(found := documents()) == 2 else None,
-        seconds=300,
-    )
-    stack.kubectl("delete", "ii", NAME, "-n", TEAM, "--wait=false")
+    try:
+        stack.apply(constrained("0"))
+        yield st.wait_for(
+            "what int8 and int4 lose",
+            lambda: found if len(found := documents()) == 2 else None,
+            seconds=480,
+        )
+    finally:
+        stack.kubectl("delete", "ii", NAME, "-n", TEAM, "--wait=false", "--ignore-not-found")
 
 
 def test_a_limit_between_two_measured_losses(

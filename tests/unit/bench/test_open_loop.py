@@ -34,7 +34,7 @@ async def test_what_runs_at_the_end_is_broken_off():
     """A request that the server holds counts as unfinished, and the server is told."""
     engine = FakeEngine(gate=asyncio.Semaphore(1))
     async with running(engine) as worker:
-        (outcome,) = await drive(Endpoint(url=worker.url("")), [an_arrival()], until_seconds=0.3)
+        (outcome,) = await drive(Endpoint(url=worker.url("")), [an_arrival()], until_seconds=3.0)
         await engine.until(lambda: len(engine.aborted) == 1)
     assert outcome.error == UNFINISHED
 
