@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.planning.builders import POLICY, a_fingerprint
+from trimtab.planning import calibration
 from trimtab.planning.calibration import Correction, Residual, calibrate, correction
 from trimtab.planning.snapshot import Anchor
 from trimtab.planning.step_model import StepWork, fit
@@ -121,6 +122,32 @@ def test_beyond_a_factor_of_two_nothing_is_corrected(factor):
     model = found.apply(MODELS[1], tensor_parallel_size=1)
     assert model.step_us(work(8)) == pytest.approx(MODELS[1].step_us(work(8)))
     assert not correction([an_anchor(1, 8, factor=1.9)], MODELS, policy=POLICY).suspect
+
+
+def test_one_contended_minute_makes_no_fingerprint_suspect():
+    """The median of three or more says so; the odd minute itself corrects nothing."""
+    rest = [(1, b, 0.1) for b in (1, 2, 4, 8)]
+    odd = a_correction(*rest, (1, 32, 1.0))
+    assert not odd.suspect
+    assert odd.log_factor(1, 32) == pytest.approx(a_correction(*rest).log_factor(1, 32))
+    assert odd.seen(1, 32) == pytest.approx(1.0)
+    models = [c.apply(MODELS[1], tensor_parallel_size=1) for c in (odd, a_correction(*rest))]
+    assert models[0].correction == models[1].correction
+    assert a_correction(*rest, *[(1, 32, 1.0)] * 3).suspect
+    assert a_correction(*[(1, b, 1.0) for b in (1, 4, 16)], (1, 64, 0.0)).suspect
+
+
+def test_what_residuals_say_is_worked_out_once(monkeypatch):
+    """Every option of a plan asks; of 64 anchors no second answer groups them again."""
+    found = a_correction(*[(1, 2.0 ** (n % 8), 0.1) for n in range(64)], sizes=(1,))
+    first = (found.good, found.suspect, found.log_factor(1, 4), found.seen(1, 4))
+
+    def refuse(*_):
+        pytest.fail("grouped again")
+
+    monkeypatch.setattr(calibration, "_groups", refuse)
+    assert (found.good, found.suspect, found.log_factor(1, 4), found.seen(1, 4)) == first
+    assert first[0]
 
 
 def test_few_steps_and_unknown_sizes_say_nothing():

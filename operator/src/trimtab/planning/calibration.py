@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from trimtab.planning.curves import Curve
 from trimtab.planning.policy import PlannerPolicy
@@ -16,6 +17,7 @@ from trimtab.planning.snapshot import Anchor
 from trimtab.planning.step_model import StepModel, StepWork
 
 _LARGEST = math.log(2)
+_FEWEST_AGREEING = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +29,11 @@ class Residual:
     error: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Correction:
     """The correction of a family of step models that differ in their tensor-parallel size alone.
+
+    What follows from the residuals is worked out once: every option of a plan asks for it.
 
     Attributes:
         residuals: What is known, in any order.
@@ -41,13 +45,27 @@ class Correction:
     sizes: tuple[int, ...]
     policy: PlannerPolicy
 
-    @property
+    @cached_property
     def suspect(self) -> bool:
-        """Whether a prediction is off by more than a factor of two: measure again, correct nothing."""
-        rows = _by_size(self.residuals).values()
-        return any(abs(error) > _LARGEST for row in rows for error in row.ys)
+        """Whether a prediction is off by more than a factor of two: measure again, correct nothing.
 
-    @property
+        Where a size, or one batch of it, has three anchors or more, their median says so: one
+        contended minute is no wrong fingerprint.
+        """
+        by_size: dict[int, list[Residual]] = {}
+        for residual in self.residuals:
+            by_size.setdefault(residual.tensor_parallel_size, []).append(residual)
+        for size, found in by_size.items():
+            if len(found) < _FEWEST_AGREEING:
+                if any(abs(error) > _LARGEST for error in self._rows[size].ys):
+                    return True
+                continue
+            groups = [found, *(g for g in _groups(found) if len(g) >= _FEWEST_AGREEING)]
+            if any(abs(statistics.median(r.error for r in g)) > _LARGEST for g in groups):
+                return True
+        return False
+
+    @cached_property
     def good(self) -> bool:
         """Whether the anchors are many, spread, and predict each other (planner.md §7)."""
         policy = self.policy
@@ -65,8 +83,12 @@ class Correction:
         """Return the median |e| of each anchor under the correction that the others make."""
         errors = []
         for i, left_out in enumerate(self.residuals):
-            others = replace(self, residuals=self.residuals[:i] + self.residuals[i + 1 :])
-            known = others.log_factor(left_out.tensor_parallel_size, left_out.batch)
+            size = left_out.tensor_parallel_size
+            others = [r for j, r in enumerate(self.residuals) if j != i and _trusted(r)]
+            # Other sizes' rows stay as they are: to make them again for each anchor takes seconds.
+            rows = {s: row for s, row in self._trusted_rows.items() if s != size}
+            rows |= _by_size([r for r in others if r.tensor_parallel_size == size])
+            known = self._shrunk(rows, len(others), size, left_out.batch)
             errors.append(abs(left_out.error - known))
         return statistics.median(errors) if errors else 0.0
 
@@ -74,19 +96,33 @@ class Correction:
         """Return the logarithm of what a prediction is to be multiplied by; 0 without anchors.
 
         Between anchored sizes it is linear in log₂ TP; outside their range half of the nearest
-        size's correction is taken. A suspect family is not corrected.
+        size's correction is taken. A suspect family is not corrected, and a single anchor beyond a
+        factor of two corrects nothing.
         """
-        count = len(self.residuals)
         if self.suspect:
             return 0.0
-        return count / (count + 1) * self.seen(tensor_parallel_size, batch)
+        return self._shrunk(self._trusted_rows, len(self._trusted), tensor_parallel_size, batch)
 
     def seen(self, tensor_parallel_size: int, batch: float) -> float:
         """Return ln(measured/predicted) as the anchors saw it, neither shrunk nor refused; 0 of none."""
-        rows = _by_size(self.residuals)
-        if not rows:
+        if not self._rows:
             return 0.0
-        return self._bilinear(rows, tensor_parallel_size, _log2(batch))
+        return self._bilinear(self._rows, tensor_parallel_size, _log2(batch))
+
+    @cached_property
+    def _rows(self) -> dict[int, Curve]:
+        return _by_size(self.residuals)
+
+    @cached_property
+    def _trusted(self) -> tuple[Residual, ...]:
+        return tuple(r for r in self.residuals if _trusted(r))
+
+    @cached_property
+    def _trusted_rows(self) -> dict[int, Curve]:
+        return _by_size(self._trusted)
+
+    def _shrunk(self, rows: Mapping[int, Curve], count: int, size: int, batch: float) -> float:
+        return count / (count + 1) * self._bilinear(rows, size, _log2(batch)) if rows else 0.0
 
     def _bilinear(self, rows: Mapping[int, Curve], size: int, x: float) -> float:
         below = max((s for s in rows if s <= size), default=None)
@@ -101,7 +137,7 @@ class Correction:
 
     def apply(self, model: StepModel, *, tensor_parallel_size: int) -> StepModel:
         """Return a step model of the family with its times corrected."""
-        knots = sorted({x for row in _by_size(self.residuals).values() for x in row.xs})
+        knots = sorted({x for row in self._trusted_rows.values() for x in row.xs})
         if not knots:
             return model
         factors = [self.log_factor(tensor_parallel_size, 2.0**x) for x in knots]
@@ -166,22 +202,28 @@ def _predicted_us(model: StepModel, anchor: Anchor) -> float:
     return plain.step_us(work)
 
 
+def _trusted(residual: Residual) -> bool:
+    return abs(residual.error) <= _LARGEST
+
+
 def _by_size(residuals: Sequence[Residual]) -> dict[int, Curve]:
     """Return per size the mean errors over log₂ B, flat beyond both ends.
 
     Batches within half an octave are one point: two that differ by a hair would make a slope out
     of their noise.
     """
-    grouped: dict[int, dict[int, list[Residual]]] = {}
+    grouped: dict[int, list[Residual]] = {}
     for residual in residuals:
-        bucket = round(2 * _log2(residual.batch))
-        grouped.setdefault(residual.tensor_parallel_size, {}).setdefault(bucket, []).append(
-            residual
-        )
-    return {
-        size: _flat([buckets[bucket] for bucket in sorted(buckets)])
-        for size, buckets in grouped.items()
-    }
+        grouped.setdefault(residual.tensor_parallel_size, []).append(residual)
+    return {size: _flat(_groups(found)) for size, found in grouped.items()}
+
+
+def _groups(residuals: Sequence[Residual]) -> list[list[Residual]]:
+    """Return the residuals of one size by half octaves of their batch, the least first."""
+    buckets: dict[int, list[Residual]] = {}
+    for residual in residuals:
+        buckets.setdefault(round(2 * _log2(residual.batch)), []).append(residual)
+    return [buckets[bucket] for bucket in sorted(buckets)]
 
 
 def _flat(groups: Sequence[Sequence[Residual]]) -> Curve:
