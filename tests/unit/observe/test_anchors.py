@@ -12,6 +12,23 @@ from trimtab.planning.snapshot import Anchor
 ANCHOR = Anchor(key="k", depth=30, batch=2.0, kv_tokens=400.0, step_us=30_000, steps=300)
 
 
+PLACE = ("pod", "m")
+
+
+def add(
+    book: AnchorBook,
+    anchor: Anchor,
+    *,
+    departure: float,
+    margin_permille: int = 150,
+    place: tuple[str, str] = PLACE,
+    now: float = 0.0,
+) -> bool:
+    return book.add(
+        anchor, place=place, departure=departure, margin_permille=margin_permille, now=now
+    )
+
+
 def counted(steps: int) -> DecodeCounters:
     return DecodeCounters(
         steps=steps, seconds=steps * 0.02, sequences=2 * steps, context_tokens=400 * steps
@@ -44,22 +61,22 @@ def test_three_windows_beyond_the_margin_ask_once() -> None:
     """Plans see just these three from then on; what they saw is no drift any more."""
     book = AnchorBook()
     book.recall("k", [dataclasses.replace(ANCHOR, step_us=20_000)])
-    assert [book.add(ANCHOR, departure=0.4, margin_permille=150) for _ in range(3)] == [
+    assert [add(book, ANCHOR, departure=0.4, margin_permille=150) for _ in range(3)] == [
         False,
         False,
         True,
     ]
     assert book.all() == (ANCHOR,) * 3
-    assert not any(book.add(ANCHOR, departure=0.02, margin_permille=150) for _ in range(9))
+    assert not any(add(book, ANCHOR, departure=0.02, margin_permille=150) for _ in range(9))
     assert book.all() == (ANCHOR,) * 3
 
 
 def test_what_the_margin_absorbs_is_no_drift() -> None:
     """Neither are errors of both signs, nor two windows."""
     book = AnchorBook()
-    assert not any(book.add(ANCHOR, departure=0.14, margin_permille=150) for _ in range(5))
+    assert not any(add(book, ANCHOR, departure=0.14, margin_permille=150) for _ in range(5))
     mixed = AnchorBook()
-    assert not any(mixed.add(ANCHOR, departure=e, margin_permille=100) for e in (0.4, 0.4, -0.4))
+    assert not any(add(mixed, ANCHOR, departure=e, margin_permille=100) for e in (0.4, 0.4, -0.4))
     assert book.all() == mixed.all() == ()
 
 
@@ -67,8 +84,8 @@ def test_plans_see_windows_when_they_are_published_the_newest_64_of_each_key() -
     """Between two publications a plan is made from the same anchors, whatever comes in."""
     book, other = AnchorBook(), dataclasses.replace(ANCHOR, key="a")
     for n in range(70):
-        book.add(dataclasses.replace(ANCHOR, steps=200 + n), departure=0.0, margin_permille=150)
-    book.add(other, departure=0.0, margin_permille=150)
+        add(book, dataclasses.replace(ANCHOR, steps=200 + n), departure=0.0, margin_permille=150)
+    add(book, other, departure=0.0, margin_permille=150)
     assert book.all() == ()
     book.publish()
     kept = PlannerPolicy().kept_anchors
@@ -77,3 +94,46 @@ def test_plans_see_windows_when_they_are_published_the_newest_64_of_each_key() -
     seen = book.all()
     book.publish()
     assert book.all() == seen
+
+
+def test_a_drift_is_one_replica_s_and_replaces_its_own_batches_alone() -> None:
+    """Windows of several replicas are no drift together; anchors of other batches and depths stay."""
+    book = AnchorBook()
+    wide, deep = dataclasses.replace(ANCHOR, batch=8.0), dataclasses.replace(ANCHOR, depth=60)
+    near = dataclasses.replace(ANCHOR, batch=3.9)
+    book.recall("k", [wide, deep, near])
+    assert not any(add(book, ANCHOR, departure=0.4, place=(f"p{n}", "m")) for n in range(3))
+    assert not add(book, wide, departure=0.0, place=("p3", "m"))
+    assert [add(book, ANCHOR, departure=0.4, place=("p0", "m")) for _ in range(2)] == [False, True]
+    assert book.all() == (wide, deep, *[ANCHOR] * 3)
+    book.publish()
+    assert book.all() == (wide, deep, *[ANCHOR] * 3, wide)
+
+
+def test_a_fingerprint_drifts_at_most_once_in_ten_minutes() -> None:
+    """Two replicas that disagree ask for a plan now and then, not for two a minute for ever."""
+    book = AnchorBook()
+    found = [
+        now
+        for now in range(0, 1800, 60)
+        for n in range(2)
+        if add(book, ANCHOR, departure=0.4 - 0.8 * n, place=(f"p{n}", "m"), now=now)
+    ]
+    assert found == [120, 720, 1320]
+
+
+def test_windows_of_a_pod_that_is_gone_are_no_part_of_a_drift() -> None:
+    """What its uid saw before is forgotten with it."""
+    book = AnchorBook()
+    for _ in range(2):
+        add(book, ANCHOR, departure=0.4)
+    book.keep_pods(set())
+    assert not add(book, ANCHOR, departure=0.4)
+
+
+def test_windows_without_a_sequence_per_step_are_no_difference() -> None:
+    """A worker that counts so is taken for one that started anew."""
+    book = AnchorBook()
+    book.window("pod", "m", counted(1000), now=0.0)
+    odd = dataclasses.replace(counted(2000), sequences=2500)
+    assert book.window("pod", "m", odd, now=100.0) is None

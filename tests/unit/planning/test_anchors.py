@@ -200,6 +200,10 @@ def test_a_window_is_the_difference_of_two_answers():
         {"steps": -1, "seconds": 1, "sequences": 1, "context_tokens": 1},
         {"steps": 1, "seconds": float("nan"), "sequences": 1, "context_tokens": 1},
         {"steps": float("inf"), "seconds": 1, "sequences": 1, "context_tokens": 1},
+        {"steps": 1, "seconds": 1, "sequences": 10**400, "context_tokens": 1},
+        {"steps": 1, "seconds": 1, "sequences": 1, "context_tokens": 10**5000},
+        {"steps": 1, "seconds": 1e308, "sequences": 1, "context_tokens": 1},
+        {"steps": 2, "seconds": 1, "sequences": 1, "context_tokens": 1},
     ],
 )
 def test_garbled_counters_are_refused(entry):
@@ -221,7 +225,8 @@ def test_kept_anchors_read_back():
 @pytest.mark.parametrize(
     "text",
     ["x", "[]", '{"v":2,"anchors":[]}', '{"v":1}', '{"v":1,"anchors":[[1,2,3]]}',
-     '{"v":1,"anchors":[[30,0,1,1,1]]}', '{"v":1,"anchors":[[30,1000,1,"1",1]]}', "[" * 100_000],
+     '{"v":1,"anchors":[[30,0,1,1,1]]}', '{"v":1,"anchors":[[30,1000,1,"1",1]]}', "[" * 100_000,
+     '{"v":1,"anchors":[[30,1000,1,1' + "0" * 400 + ",1]]}"],
 )  # fmt: skip
 def test_what_somebody_else_wrote_is_no_anchor(text):
     """They are collected anew, and the error says so."""

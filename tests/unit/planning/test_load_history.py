@@ -120,3 +120,5 @@ def test_a_spoilt_history_is_refused_by_name(spoil, said):
         parse(json.dumps(document))
     with pytest.raises(LoadHistoryInvalidError, match="starts anew"):
         parse("no JSON")
+    with pytest.raises(LoadHistoryInvalidError, match="starts anew"):
+        parse("[" * 100_000)

@@ -21,6 +21,7 @@ from trimtab.reconcile.fingerprints import FingerprintKeeper
 from trimtab.reconcile.fleet import Planned
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.rollout import next_rollout
+from trimtab.reconcile.operator import recall_all
 from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 
 FINGERPRINT = a_fingerprint(key=a_key())
@@ -187,6 +188,62 @@ def test_garbled_answers_and_old_workers_are_passed_over() -> None:
     town.minute(step_us=predicted())
     town.book.publish()
     assert len(town.book.all()) == 1
+
+
+def test_nonsense_of_one_model_keeps_no_other_from_being_heard() -> None:
+    """A sum beyond all floats, or one that comes to no window, is passed over and told."""
+    town = Town()
+    town.minute(step_us=predicted())
+    record: Any = SimpleNamespace(uid="p", name="n", namespace="team-a", annotations={})
+    huge = {"steps": 1, "seconds": 1.0, "sequences": 10**400, "context_tokens": 1}
+    late = {"steps": 1, "seconds": 1e308, "sequences": 1, "context_tokens": 1}
+    heard: list[str] = []
+    window = town.book.window
+
+    def listen(pod_uid: str, model: str, counters: Any, *, now: float) -> Any:
+        heard.append(model)
+        if model == "odd":
+            raise OverflowError
+        return window(pod_uid, model, counters, now=now)
+
+    town.book.window = listen  # type: ignore[method-assign]
+    counted = {"huge": huge, "late": late, "odd": town.counted, "team-a/chat": town.counted}
+    town.keeper.take(record, {"decode_only": counted})
+    assert heard == ["odd", "team-a/chat"]
+
+
+def test_one_recall_that_fails_keeps_no_other_from_happening() -> None:
+    """An operator that ended at a bad document would do so at every start."""
+    done: list[str] = []
+
+    def broken() -> None:
+        raise RecursionError
+
+    recall_all(broken, lambda: done.append("anchors"))
+    assert done == ["anchors"]
+
+
+@pytest.mark.parametrize("how", ["object", "key", "gone"])
+async def test_anchors_go_with_the_fingerprint_that_they_corrected(how: str) -> None:
+    """Deleted and measured anew, without its key, or gone: what was seen of the old one is forgotten."""
+    town = Town()
+    for _ in range(4):
+        town.minute(step_us=1.05 * predicted())
+    await town.keeper.step()
+    await town.keeper.step()
+    assert len(town.book.all()) == 3
+    (written,) = town.applied
+    bare = {"fingerprint.json": dump(FINGERPRINT)}
+    uid = "f" if how == "key" else "g"
+    if how != "key":
+        town.caches.configmaps.forget("f")
+    if how != "gone":
+        town.caches.configmaps.put(
+            {"metadata": written["metadata"] | {"uid": uid, "resourceVersion": "99"}, "data": bare}
+        )
+    await town.keeper.step()
+    assert town.book.all() == ()
+    assert len(town.applied) == 1
 
 
 async def test_what_cannot_be_read_is_collected_anew() -> None:

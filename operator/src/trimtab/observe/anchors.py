@@ -18,19 +18,26 @@ if TYPE_CHECKING:
 
 WINDOW_SECONDS: Final = 60.0
 """At least so long a window lasts (planner.md §7)."""
+ANCHORS_SECONDS: Final = 600.0
+"""So often plans see new windows; a fingerprint drifts at most once in between."""
+
+Place = tuple[str, str]
+"""The uid of a pod and the name of a model in it."""
 
 
 @dataclass(slots=True)
 class _Held:
     """Anchors of one fingerprint.
 
-    ``recent`` are the last windows with how far each departed from what was known; ``fresh`` are
-    those that no plan has seen yet.
+    ``recent`` are the last windows of each replica with how far each departed from what was known:
+    replicas of one fingerprint run other batches, and what one does is no drift of another.
+    ``fresh`` are those that no plan has seen yet.
     """
 
     published: tuple[Anchor, ...] = ()
     fresh: list[Anchor] = field(default_factory=list)
-    recent: list[tuple[float, Anchor]] = field(default_factory=list)
+    recent: dict[Place, list[tuple[float, Anchor]]] = field(default_factory=dict)
+    drifted_at: float = float("-inf")
 
 
 class AnchorBook:
@@ -41,11 +48,17 @@ class AnchorBook:
     """
 
     def __init__(
-        self, *, policy: PlannerPolicy | None = None, window_seconds: float = WINDOW_SECONDS
+        self,
+        *,
+        policy: PlannerPolicy | None = None,
+        window_seconds: float = WINDOW_SECONDS,
+        drift_seconds: float = ANCHORS_SECONDS,
     ) -> None:
+        """Prepare; a fingerprint's steps drift at most once per ``drift_seconds``."""
         self._policy = policy or PlannerPolicy()
         self._window_seconds = window_seconds
-        self._begun: dict[tuple[str, str], tuple[float, DecodeCounters]] = {}
+        self._drift_seconds = drift_seconds
+        self._begun: dict[Place, tuple[float, DecodeCounters]] = {}
         self._held: dict[str, _Held] = {}
 
     def window(
@@ -69,27 +82,44 @@ class AnchorBook:
     def keep_pods(self, alive: AbstractSet[str]) -> None:
         """Forget windows of workers that are gone."""
         self._begun = {place: b for place, b in self._begun.items() if place[0] in alive}
+        for held in self._held.values():
+            held.recent = {place: r for place, r in held.recent.items() if place[0] in alive}
 
-    def add(self, anchor: Anchor, *, departure: float, margin_permille: int) -> bool:
+    def add(
+        self, anchor: Anchor, *, place: Place, departure: float, margin_permille: int, now: float
+    ) -> bool:
         """Take a window in; return whether steps have drifted, so that a new plan is due.
 
-        After a drift the windows before it say nothing about what runs now, and go.
+        After a drift the windows before it say nothing about what runs now, and go: those of the
+        same depth whose batch is no more than twice or half as large.
 
         Args:
             anchor: The window.
+            place: Whose it is.
             departure: ln(measured/predicted) beyond what the anchors in force saw.
             margin_permille: Of the prediction in force: what it absorbs is no drift.
+            now: Seconds of a clock that only goes forward.
         """
         held = self._held.setdefault(anchor.key, _Held())
         held.fresh.append(anchor)
         last = self._policy.drift_windows
-        held.recent = [*held.recent, (departure, anchor)][-last:]
-        errors = [error for error, _ in held.recent]
-        if not drifted(errors, margin_permille=margin_permille, policy=self._policy):
+        recent = [*held.recent.get(place, ()), (departure, anchor)][-last:]
+        held.recent[place] = recent
+        errors = [error for error, _ in recent]
+        if now - held.drifted_at < self._drift_seconds or not drifted(
+            errors, margin_permille=margin_permille, policy=self._policy
+        ):
             return False
-        held.published = tuple(one for _, one in held.recent)
-        held.fresh, held.recent = [], []
+        new = [one for _, one in recent]
+        kept = [one for one in held.published if not any(_alike(one, n) for n in new)]
+        held.published = (*kept, *new)[-self._policy.kept_anchors :]
+        held.fresh = [one for one in held.fresh if not any(_alike(one, n) for n in new)]
+        held.recent, held.drifted_at = {}, now
         return True
+
+    def forget(self, key: str) -> None:
+        """Forget all anchors of a fingerprint: it was measured anew, or somebody removed them."""
+        self._held.pop(key, None)
 
     def publish(self) -> None:
         """Let plans see all windows, the newest 64 per fingerprint."""
@@ -110,3 +140,9 @@ class AnchorBook:
     def all(self) -> tuple[Anchor, ...]:
         """Return what plans see in one order, of each fingerprint the newest last."""
         return tuple(anchor for anchors in self.published().values() for anchor in anchors)
+
+
+def _alike(one: Anchor, other: Anchor) -> bool:
+    return (
+        one.depth == other.depth and other.batch <= 2 * one.batch and one.batch <= 2 * other.batch
+    )

@@ -6,7 +6,6 @@ So each remembers the depth of the model that ran, and is compared with the step
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +18,9 @@ from trimtab.planning.snapshot import Anchor
 from trimtab.planning.step_model import StepModel, fit
 
 _ROW = 5
+# Larger whole numbers are no floats, and what is worked out from them overflows.
+_MOST_COUNT = 2**53
+_MOST_SECONDS = 1e9
 
 
 class AnchorsInvalidError(ValueError):
@@ -35,11 +37,14 @@ class DecodeCounters:
     context_tokens: int
 
     def since(self, before: "DecodeCounters") -> "DecodeCounters | None":
-        """Return what was counted since; None if the worker started anew in between."""
+        """Return what was counted since; None if the worker started anew in between.
+
+        Every step has a sequence: fewer of them are no difference of one worker's counts.
+        """
         steps, seconds = self.steps - before.steps, self.seconds - before.seconds
         sequences = self.sequences - before.sequences
         tokens = self.context_tokens - before.context_tokens
-        if min(steps, sequences, tokens) < 0 or seconds < 0:
+        if min(steps, sequences, tokens) < 0 or seconds < 0 or sequences < steps:
             return None
         return DecodeCounters(
             steps=steps, seconds=seconds, sequences=sequences, context_tokens=tokens
@@ -62,7 +67,7 @@ def read_counters(entry: Any) -> DecodeCounters:
     """Return a worker's counters.
 
     Raises:
-        ValueError: They are no numbers of zero or more.
+        ValueError: They are no numbers of zero or more, too large, or steps without sequences.
     """
     try:
         found = DecodeCounters(
@@ -72,11 +77,23 @@ def read_counters(entry: Any) -> DecodeCounters:
             context_tokens=int(entry["context_tokens"]),
         )
     except (KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"decode_only is {entry!r}; it must hold four numbers.") from error
-    least = min(found.steps, found.sequences, found.context_tokens)
-    if least < 0 or not 0 <= found.seconds < math.inf:
-        raise ValueError(f"decode_only is {entry!r}; it must hold numbers of zero or more.")
+        raise ValueError(f"decode_only is {_short(entry)}; it must hold four numbers.") from error
+    counts = (found.steps, found.sequences, found.context_tokens)
+    within = min(counts) >= 0 and max(counts) <= _MOST_COUNT
+    if not within or not 0 <= found.seconds <= _MOST_SECONDS or found.sequences < found.steps:
+        raise ValueError(
+            f"decode_only is {_short(entry)}; it must hold counts from 0 to 2^53, seconds from 0 "
+            "to 10^9, and at least as many sequences as steps."
+        )
     return found
+
+
+def _short(entry: object) -> str:
+    try:
+        return repr(entry)[:120]
+    except ValueError:
+        # Python refuses to print whole numbers of thousands of digits.
+        return "too long to be shown"
 
 
 def correction_for(
@@ -159,6 +176,8 @@ def parse_anchors(text: str, *, key: str, tensor_parallel_size: int) -> tuple[An
         whole = isinstance(row, list) and len(row) == _ROW and all(type(v) is int for v in row)
         if not whole or min(row[0], row[1], row[3], row[4]) < 1 or row[2] < 0:
             raise _invalid("a row of anchors", row)
+        if max(row) > _MOST_COUNT:
+            raise _invalid("a number in a row of anchors", "larger than 2^53")
     return tuple(
         Anchor(
             key=key,

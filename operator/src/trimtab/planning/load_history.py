@@ -241,7 +241,15 @@ def parse(text: str) -> dict[str, LoadHistory]:
     """
     try:
         return _parsed(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise LoadHistoryInvalidError(
             f"Load history cannot be read: {type(error).__name__}: {error}. It starts anew."
         ) from error

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-ANCHORS_SECONDS: Final = 600.0
 ANCHORS_KEY: Final = "anchors"
 
 
@@ -50,6 +49,14 @@ class _Subject:
     depth: int
     margin_permille: int
     snapshot: FleetSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Object:
+    """What was last seen of the ConfigMaps of a fingerprint: their uids, and whether one had anchors."""
+
+    uids: frozenset[str]
+    anchored: bool
 
 
 class AnchorKeeper:
@@ -78,9 +85,11 @@ class AnchorKeeper:
         self._current = current
         self._drifted = drifted
         self._policy = policy
+        self._objects: dict[str, _Object] = {}
 
     def recall(self) -> None:
         """Take up what was kept before a restart; what cannot be read is collected anew."""
+        self._objects = self._seen()
         for record, fingerprint in self._kept():
             key = fingerprint.key.digest()
             try:
@@ -101,37 +110,42 @@ class AnchorKeeper:
             return
         for model, entry in counted.items():
             try:
-                counters = read_counters(entry)
-            except ValueError as error:
+                self._take(pod, str(model), entry)
+            except (ValueError, ArithmeticError) as error:
+                # Nonsense of one model must keep neither the others nor other pods from being heard.
                 _log.warning("decode_counters_garbled", pod=pod.name, error=str(error))
-                continue
-            window = self._world.anchors.window(
-                pod.uid, str(model), counters, now=self._world.clock()
-            )
-            subject = self._subject(pod, str(model)) if window is not None else None
-            if window is None or subject is None:
-                continue
-            key = subject.fingerprint.key
-            anchor = window.anchor(
-                key=key.digest(),
-                depth=subject.depth,
-                tensor_parallel_size=key.tensor_parallel_size,
-            )
-            known = correction_for(
-                subject.fingerprint,
-                fingerprints=subject.snapshot.fingerprints,
-                anchors=self._world.anchors.all(),
-                policy=self._policy,
-            )
-            try:
-                away = departure(anchor, subject.fingerprint, known=known)
-            except FingerprintInvalidError:
-                continue
-            if self._world.anchors.add(
-                anchor, departure=away, margin_permille=subject.margin_permille
-            ):
-                _log.info("steps_drifted", pod=pod.name, model=model, log_ratio=round(away, 3))
-                self._drifted()
+
+    def _take(self, pod: PodRecord, model: str, entry: Any) -> None:
+        anchors, now = self._world.anchors, self._world.clock()
+        window = anchors.window(pod.uid, model, read_counters(entry), now=now)
+        subject = self._subject(pod, model) if window is not None else None
+        if window is None or subject is None:
+            return
+        key = subject.fingerprint.key
+        anchor = window.anchor(
+            key=key.digest(),
+            depth=subject.depth,
+            tensor_parallel_size=key.tensor_parallel_size,
+        )
+        known = correction_for(
+            subject.fingerprint,
+            fingerprints=subject.snapshot.fingerprints,
+            anchors=anchors.all(),
+            policy=self._policy,
+        )
+        try:
+            away = departure(anchor, subject.fingerprint, known=known)
+        except FingerprintInvalidError:
+            return
+        if anchors.add(
+            anchor,
+            place=(pod.uid, model),
+            departure=away,
+            margin_permille=subject.margin_permille,
+            now=now,
+        ):
+            _log.info("steps_drifted", pod=pod.name, model=model, log_ratio=round(away, 3))
+            self._drifted()
 
     def keep_pods(self, alive: AbstractSet[str]) -> None:
         """Forget windows of workers that are gone."""
@@ -140,6 +154,7 @@ class AnchorKeeper:
     async def step(self) -> None:
         """Let plans see all windows, and keep what they see."""
         anchors = self._world.anchors
+        self._forget()
         anchors.publish()
         published = anchors.published()
         for record, fingerprint in self._kept():
@@ -149,6 +164,29 @@ class AnchorKeeper:
             text = dump_anchors(found)
             if record.data.get(ANCHORS_KEY) != text:
                 await self._executor.apply(self._config_map(record, text))
+
+    def _forget(self) -> None:
+        """Forget anchors of fingerprints that were deleted or replaced, or whose anchors were."""
+        seen = self._seen()
+        for key, before in self._objects.items():
+            now = seen.get(key)
+            gone = now is None or not before.uids & now.uids
+            if gone or (now is not None and before.anchored and not now.anchored):
+                _log.info("anchors_forgotten", fingerprint=key)
+                self._world.anchors.forget(key)
+        self._objects = seen
+
+    def _seen(self) -> dict[str, _Object]:
+        found: dict[str, _Object] = {}
+        for record, fingerprint in self._kept():
+            key = fingerprint.key.digest()
+            other = found.get(key)
+            found[key] = _Object(
+                uids=frozenset({record.uid}) | (other.uids if other else frozenset()),
+                anchored=bool(record.data.get(ANCHORS_KEY))
+                or (other is not None and other.anchored),
+            )
+        return found
 
     def _subject(self, pod: PodRecord, model: str) -> _Subject | None:
         """Return what predicts a model in a pod; None if nothing does, or an old plan's pod it is."""

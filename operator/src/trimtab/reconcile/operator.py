@@ -15,7 +15,7 @@ from trimtab.api.v1alpha1.reasons import Reason
 from trimtab.kube.errors import ApiError, classify
 from trimtab.kube.events import event
 from trimtab.kube.resources import WATCHED
-from trimtab.observe.anchors import WINDOW_SECONDS, AnchorBook
+from trimtab.observe.anchors import ANCHORS_SECONDS, WINDOW_SECONDS, AnchorBook
 from trimtab.observe.barrier import Barrier
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
@@ -24,7 +24,7 @@ from trimtab.observe.records import config_map
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.reconcile import auditing, pollers
 from trimtab.reconcile.accuracy import AccuracyKeeper
-from trimtab.reconcile.anchors import ANCHORS_SECONDS, AnchorKeeper
+from trimtab.reconcile.anchors import AnchorKeeper
 from trimtab.reconcile.beats import HeartBeats
 from trimtab.reconcile.execute import Executor
 from trimtab.reconcile.figures import publish
@@ -71,6 +71,15 @@ _BEFORE_FIRST_PLAN: Final = ("prices", "foreign", "gateways", "workers")
 """What a restarted operator must know again before its first plan, or that would differ."""
 
 
+def recall_all(*recalls: Callable[[], None]) -> None:
+    """Take up what was kept before a restart; a document that nobody foresaw must not end every start."""
+    for recall in recalls:
+        try:
+            recall()
+        except Exception as error:  # noqa: BLE001 - logged; what is lost is collected anew
+            _log.warning("recall_failed", error=repr(error)[:200])
+
+
 class Operator:
     """The leader's whole memory, rebuilt at every start."""
 
@@ -104,7 +113,9 @@ class Operator:
             capabilities=ASSUMED,
             loads=LoadBook(time_divisor=settings.policy_time_divisor),
             anchors=AnchorBook(
-                policy=PlannerPolicy(), window_seconds=settings.policy_seconds(WINDOW_SECONDS)
+                policy=PlannerPolicy(),
+                window_seconds=settings.policy_seconds(WINDOW_SECONDS),
+                drift_seconds=settings.policy_seconds(ANCHORS_SECONDS),
             ),
         )
         self._volumes = VolumeReader(client, clock=clock)
@@ -320,8 +331,7 @@ class Operator:
         )
         for record in self.caches.inferenceintents:
             self.world.loads.restore(record.uid, planned_load(record))
-        self._loads.recall()
-        self._anchors.recall()
+        recall_all(self._loads.recall, self._anchors.recall)
         try:
             async with asyncio.timeout(_FIRST_READ_SECONDS):
                 for name in _BEFORE_FIRST_PLAN:
