@@ -212,6 +212,15 @@ def test_garbled_counters_are_refused(entry):
         read_counters(entry)
 
 
+def test_counters_too_deep_to_be_shown_are_refused():
+    """The error is a sentence too where the entry cannot be printed."""
+    deep = []
+    for _ in range(200_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="too long to be shown"):
+        read_counters(deep)
+
+
 def test_kept_anchors_read_back():
     """What is written is what is read; batches to a thousandth."""
     anchors = tuple(replace(a, batch=1.125) for a in many(1.2))

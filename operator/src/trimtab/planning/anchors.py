@@ -91,8 +91,8 @@ def read_counters(entry: Any) -> DecodeCounters:
 def _short(entry: object) -> str:
     try:
         return repr(entry)[:120]
-    except ValueError:
-        # Python refuses to print whole numbers of thousands of digits.
+    except (ValueError, RecursionError):
+        # Python refuses to print whole numbers of thousands of digits, and what is nested as deep.
         return "too long to be shown"
 
 
