@@ -168,7 +168,7 @@ def _capacity(bench: Evidence, way: Way) -> JSON | None:
 
 
 def _preempted(bench: Evidence) -> JSON | None:
-    """Return the run on a cache that is too small; the closed form knows no preemption."""
+    """Return the run on a cache too small, judged by the replay: its plan is for next to no load."""
     way = bench.opening.shape.small_way()
     rows = bench.of(way.name, "preempt")
     if not rows:
