@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.planning.builders import a_loss
 from tests.unit.reconcile.builders import SETTINGS, VERDICT, a_plan, a_record, an_observed
+from trimtab.kube.errors import ApiError, NotLeadingError
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.intents import AccuracyProgress
@@ -32,8 +33,11 @@ class Executor:
         self.caches = caches
         self.applied: list[dict[str, Any]] = []
         self.deleted: list[str] = []
+        self.refusals: list[Exception] = []
 
     async def apply(self, manifest: dict[str, Any]) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
         self.applied.append(manifest)
         cache = self.caches.by_plural()[f"{manifest['kind'].lower()}s".replace("ys", "ies")]
         meta = manifest["metadata"] | {"uid": f"u-{len(self.applied)}"}
@@ -191,6 +195,8 @@ async def test_a_precision_that_is_added_is_measured_alone() -> None:
     [
         (dump([a_loss("int8", percent=1, text="0" * 16)]), "measured on text '0000000000000000'"),
         (DOCUMENT.replace('"abc"', '"other"'), "measured on model 'other', not on 'abc'"),
+        (DOCUMENT.replace('"int8"', '"A/B"'), "measured precision 'A/B', but the engine has"),
+        (DOCUMENT.replace('"own":"bf16"', f'"own":"{"é" * 1500}"'), "Measure fewer precisions"),
         ("{}", "field v is None"),
     ],
 )
@@ -303,3 +309,67 @@ def test_the_condition_says_where_measuring_stands(progress: AccuracyProgress, s
     none = replace(observed.plan, option=None) if observed.plan else None
     found = verdicts.planned(replace(observed, plan=none), violation=None)
     assert (found.status, found.message.count(said)) == ("False", 1)
+
+
+def a_refusal(code: int = 403, message: str = "exceeded quota: jobs, requested: 1") -> ApiError:
+    return ApiError(method="PATCH", path="/jobs/x", code=code, status={"message": message})
+
+
+async def test_what_is_refused_for_one_is_its_own_failure_and_the_next_is_started() -> None:
+    """A quota without Jobs in one namespace is told there, paced, and stops nobody else's measuring."""
+    bench = Bench()
+    [need] = bench.keeper._wanted()
+    other = replace(need, key="0" * 16)
+    bench.keeper._wanted = lambda: [need, other]  # type: ignore[method-assign]
+    bench.keeper._others = lambda: -1
+    bench.executor.refusals = [a_refusal()]
+    assert await bench.keeper.step() == pytest.approx(SETTINGS.policy_seconds(60.0))
+    assert [m["metadata"]["name"] for m in bench.executor.applied if m["kind"] == "Job"] == [
+        f"acc-{other.key}"
+    ]
+    failure = bench.keeper._failures[need.key].message
+    assert "was not created: ResourceQuota jobs is used up" in failure
+    assert failure.endswith("It is repeated; until then its loss of accuracy is unknown.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotLeadingError("another leads"),
+        OSError("away"),
+        a_refusal(429, "slow down"),
+        a_refusal(500, "etcdserver: request timed out"),
+    ],
+)
+async def test_what_concerns_everybody_is_raised(error: Exception) -> None:
+    """Without the lease or the server, no other write would do better, and no measurement failed."""
+    bench = Bench()
+    bench.executor.refusals = [error]
+    with pytest.raises(type(error)):
+        await bench.keeper.step()
+    assert bench.keeper._failures == {}
+
+
+async def test_two_writes_at_once_are_no_failure() -> None:
+    """A conflict is tried again soon, and nobody is told of it."""
+    bench = Bench()
+    bench.executor.refusals = [a_refusal(409, "please apply your changes to the latest version")]
+    assert await bench.keeper.step() == pytest.approx(2.0)
+    assert bench.keeper._failures == {}
+
+
+async def test_a_result_that_is_not_taken_is_kept_in_its_job_and_harvested_later() -> None:
+    """A webhook that is away costs no second measurement, and is not asked again at once."""
+    bench = Bench()
+    await bench.keeper.step()
+    bench.end(DOCUMENT)
+    bench.executor.refusals = [a_refusal(500, "failed calling webhook x")]
+    await bench.keeper.step()
+    await bench.keeper.step()
+    assert (bench.model.losses, bench.executor.deleted) == ((), [])
+    failure = bench.keeper.progress("uid-chat", bench.current.by_uid["uid-chat"]).failure
+    assert "found was not kept: failed calling webhook x" in failure
+    bench.keeper._clock = lambda: 3600.0
+    await bench.keeper.step()
+    assert len(bench.model.losses) == 2
+    assert bench.keeper._failures == {}

@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.planning.builders import POLICY, SMOLLM2, a_fingerprint, a_fleet, a_key, an_intent
 from tests.unit.reconcile.builders import SETTINGS, a_plan, a_record, an_observed, an_option
+from trimtab.kube.errors import ApiError
 from trimtab.observe.anchors import AnchorBook
 from trimtab.observe.caches import Caches
 from trimtab.observe.records import pod
@@ -327,3 +328,44 @@ async def test_a_suspect_fingerprint_is_measured_again_once_an_hour() -> None:
     assert keeper._wanted() == []
     now = 3601.0
     assert keeper._wanted() == [need]
+
+
+async def test_a_fingerprint_that_went_or_changed_meanwhile_is_not_written_over() -> None:
+    """What was read before is not applied by force; with its uid, what went is not created again."""
+    town = Town()
+    for _ in range(4):
+        town.minute(step_us=predicted())
+    [(record, _)] = town.keeper._kept()
+    changed = {"fingerprint.json": dump(FINGERPRINT), "more": "x"}
+    meta = {"name": record.name, "namespace": record.namespace, "labels": dict(record.labels)}
+    await town.apply({"metadata": meta, "data": changed})
+    await town.keeper._keep(record, "old")
+    assert len(town.applied) == 1
+    await town.keeper.step()
+    assert town.applied[-1]["metadata"]["uid"] == "f"
+    assert town.applied[-1]["data"].keys() == {"fingerprint.json", "more", "anchors"}
+    [(record, _)] = town.keeper._kept()
+    town.caches.configmaps.forget("f")
+    await town.keeper._keep(record, "old")
+    assert len(town.applied) == 2
+
+
+async def test_an_immutable_fingerprint_keeps_no_other_from_being_kept() -> None:
+    """Its refusal is logged, and the step goes on to the next name."""
+    town = Town()
+    for _ in range(4):
+        town.minute(step_us=predicted())
+    tried: list[str] = []
+
+    async def apply(manifest: Any) -> None:
+        tried.append(manifest["metadata"]["name"])
+        status = {"message": "field is immutable when `immutable` is set"}
+        raise ApiError(method="PATCH", path="/x", code=422, status=status)
+
+    [(record, _)] = town.keeper._kept()
+    twin = {"name": f"{record.name}-b", "namespace": record.namespace, "uid": "g"}
+    twin |= {"labels": dict(record.labels)}
+    town.caches.configmaps.put({"metadata": twin, "data": dict(record.data)})
+    town.apply = apply  # type: ignore[method-assign]
+    await town.keeper.step()
+    assert tried == [record.name, f"{record.name}-b"]

@@ -9,6 +9,7 @@ from typing import Any
 from tests.unit.observe.test_loads import some_traffic
 from tests.unit.reconcile.builders import SETTINGS, a_record
 from trimtab.kube import names
+from trimtab.kube.errors import ApiError
 from trimtab.observe.caches import Caches
 from trimtab.observe.loads import LoadBook
 from trimtab.planning.load_history import parse
@@ -94,3 +95,29 @@ async def test_a_spoilt_history_starts_anew_and_one_of_nobody_goes() -> None:
     await again.keeper.step()
     await again.keeper.step()
     assert again.deleted == [names.load_history("team-a")]
+
+
+async def test_a_refused_history_keeps_no_other_from_being_written() -> None:
+    """It counts as not written, and is tried again at the next step."""
+    town = Town()
+    town.caches.inferenceintents._store(a_record())
+    town.caches.inferenceintents._store(
+        dataclasses.replace(a_record(), namespace="team-b", uid="uid-b")
+    )
+    seen = some_traffic(2.0, seconds=600)
+    for uid in ("uid-chat", "uid-b"):
+        town.loads.update(uid, declared=None, seen=seen, lengths=None, several=False, now=0.0)
+    write, refused = town.apply, names.load_history("team-a")
+
+    async def apply(manifest: Any) -> None:
+        if manifest["metadata"]["name"] == refused:
+            raise ApiError(method="PATCH", path="/x", code=422, status={"message": "immutable"})
+        await write(manifest)
+
+    town.apply = apply  # type: ignore[method-assign]
+    await town.keeper.step()
+    await town.keeper.step()
+    assert [m["metadata"]["name"] for m in town.applied] == [names.load_history("team-b")]
+    town.apply = write  # type: ignore[method-assign]
+    await town.keeper.step()
+    assert town.applied[-1]["metadata"]["name"] == refused

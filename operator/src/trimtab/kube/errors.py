@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import aiohttp
 
+_INTERNAL_ERROR: Final = 500
 _QUOTA: Final = re.compile(r"exceeded quota: ([^,]+)")
 _MANAGER: Final = re.compile(r'conflict(?:s)? with "([^"]+)"')
 _FORBIDDEN: Final = re.compile(
@@ -74,6 +75,19 @@ class Fault:
     namespace: str = ""
 
 
+_OF_ONE_OBJECT: Final = frozenset(
+    {
+        FaultKind.CONFLICT,
+        FaultKind.FIELD_CONFLICT,
+        FaultKind.INVALID,
+        FaultKind.QUOTA_EXCEEDED,
+        FaultKind.MISSING_PERMISSION,
+        FaultKind.NAMESPACE_GONE,
+        FaultKind.NOT_FOUND,
+    }
+)
+
+
 def parse_status(body: bytes, *, code: int) -> dict[str, Any]:
     """Return the Status object of an error answer, or one made up from its text."""
     try:
@@ -97,6 +111,16 @@ def classify(error: BaseException) -> Fault | None:
             message=f"The API server did not answer ({type(error).__name__}: {error}).",
         )
     return None
+
+
+def refused(error: BaseException) -> Fault | None:
+    """Return why one object was refused; None where every other request would fail as well."""
+    fault = classify(error)
+    if fault is None or fault.kind in _OF_ONE_OBJECT:
+        return fault
+    # A webhook that is away answers 500, and only where it selects the object or its namespace.
+    answered = isinstance(error, ApiError) and error.code == _INTERNAL_ERROR
+    return fault if answered and "webhook" in fault.message else None
 
 
 def _of_answer(error: ApiError) -> Fault:

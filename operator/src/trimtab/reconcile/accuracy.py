@@ -163,15 +163,15 @@ class AccuracyKeeper(Measurer[AccuracyNeed]):
         )
 
     def _documents(self, job: JobRecord, key: str, message: str) -> Sequence[Manifest]:
-        try:
-            losses = parse(message)
-        except AccuracyInvalidError as error:
-            raise DocumentError(str(error)) from error
         views = self._views().values()
         models = [v.model for v in views if v.model is not None and v.model.identity == key]
-        for loss in losses:
-            _check(loss, source=models[0].source if models else "", job=job)
-        return [self._config_map(key, loss) for loss in losses]
+        try:
+            losses = parse(message)
+            for loss in losses:
+                _check(loss, source=models[0].source if models else "", job=job)
+            return [self._config_map(key, loss) for loss in losses]
+        except AccuracyInvalidError as error:
+            raise DocumentError(str(error)) from error
 
     def _config_map(self, identity: str, loss: AccuracyLoss) -> Manifest:
         name = accuracy_map(identity, loss.precision)
@@ -191,8 +191,13 @@ def _check(loss: AccuracyLoss, *, source: str, job: JobRecord) -> None:
     """Refuse what answers another question.
 
     Raises:
-        DocumentError: Another model or text.
+        DocumentError: Another model or text, or a precision that the engine has not.
     """
+    if loss.precision not in ASSUMED.precisions:
+        raise DocumentError(
+            f"Job {job.name} measured precision {loss.precision[:80]!r}, but the engine has "
+            f"{', '.join(ASSUMED.precisions)}. Use operator and worker image of one release"
+        )
     for name, found, wanted in (
         ("model", loss.key.model, source),
         ("text", loss.key.text, TEXT_DIGEST),

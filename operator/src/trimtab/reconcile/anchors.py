@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL, PLAN_DIGEST_ANNOTATION
+from trimtab.kube.errors import refused
 from trimtab.planning.anchors import (
     AnchorsInvalidError,
     correction_for,
@@ -163,7 +164,21 @@ class AnchorKeeper:
                 continue
             text = dump_anchors(found)
             if record.data.get(ANCHORS_KEY) != text:
-                await self._executor.apply(self._config_map(record, text))
+                await self._keep(record, text)
+
+    async def _keep(self, record: ConfigMapRecord, text: str) -> None:
+        live = self._world.caches.configmaps.get(record.namespace, record.name)
+        if live != record or record.deleting:
+            # Written or deleted while others were kept: applied by force, what was read would undo
+            # that. The next step reads it anew.
+            return
+        try:
+            await self._executor.apply(self._config_map(record, text))
+        except Exception as error:
+            fault = refused(error)
+            if fault is None:
+                raise
+            _log.warning("anchors_not_kept", name=record.name, error=fault.message)
 
     def _forget(self) -> None:
         """Forget anchors of fingerprints that were deleted or replaced, or whose anchors were."""
@@ -243,6 +258,8 @@ class AnchorKeeper:
             "metadata": {
                 "name": record.name,
                 "namespace": record.namespace,
+                # With it, the server refuses to create again what was deleted meanwhile.
+                "uid": record.uid,
                 "labels": shared_labels("fingerprint", instance=record.name),
                 "annotations": dict(record.annotations),
             },

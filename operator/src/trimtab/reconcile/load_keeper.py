@@ -8,13 +8,14 @@ import structlog
 
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL, INTENT_NAMESPACE_LABEL
 from trimtab.kube import names as object_names
+from trimtab.kube.errors import refused
 from trimtab.kube.resources import CONFIG_MAP
 from trimtab.planning.load_history import LoadHistoryInvalidError, dump, parse
 from trimtab.reconcile.labels import shared_labels
 from trimtab.reconcile.plan import Deletion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from trimtab.kube.resources import Manifest
     from trimtab.observe.records import ConfigMapRecord
@@ -74,17 +75,26 @@ class LoadKeeper:
             untouched = live is not None and before == (live.data.get(LOAD_KEY), newest)
             # Where nobody asked since, only the end of what is known has moved: no news.
             if live is None or not (untouched or live.data.get(LOAD_KEY) == text):
-                await self._executor.apply(self._config_map(name, namespace, text))
-                self._written[name] = text, newest
+                manifest = self._config_map(name, namespace, text)
+                if await self._done(name, self._executor.apply(manifest)):
+                    self._written[name] = text, newest
         for left in kept.values():
-            await self._executor.delete(
-                Deletion(
-                    resource=CONFIG_MAP,
-                    namespace=left.namespace,
-                    name=left.name,
-                    uid=left.uid,
-                )
+            deletion = Deletion(
+                resource=CONFIG_MAP, namespace=left.namespace, name=left.name, uid=left.uid
             )
+            await self._done(left.name, self._executor.delete(deletion))
+
+    async def _done(self, name: str, write: Awaitable[object]) -> bool:
+        """Await a write; one that is refused keeps nobody else's history from being written."""
+        try:
+            await write
+        except Exception as error:
+            fault = refused(error)
+            if fault is None:
+                raise
+            _log.warning("load_history_refused", name=name, error=fault.message)
+            return False
+        return True
 
     def _kept(self) -> list[ConfigMapRecord]:
         system = self._world.settings.system_namespace

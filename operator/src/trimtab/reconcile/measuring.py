@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 import structlog
 
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL
+from trimtab.kube.errors import FaultKind, refused
 from trimtab.kube.resources import JOB
 from trimtab.reconcile.plan import Deletion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from trimtab.kube.errors import Fault
     from trimtab.kube.resources import Manifest
     from trimtab.observe.caches import Caches
     from trimtab.observe.records import JobRecord, PodRecord
@@ -29,6 +31,7 @@ _log = structlog.get_logger(__name__)
 IDLE_WAIT_SECONDS: Final = 60.0
 _FIRST_RETRY_SECONDS: Final = 60.0
 _LONGEST_RETRY_SECONDS: Final = 3600.0
+_CONFLICT_SECONDS: Final = 2.0
 
 
 class Measurable(Protocol):
@@ -57,6 +60,8 @@ class _Failure:
     attempts: int
     until: float
     message: str
+    unharvested: str = ""
+    """Uid of the ended Job whose harvest was refused; it stays, and is harvested later."""
 
 
 class Measurer(ABC, Generic[NeedT]):
@@ -102,10 +107,12 @@ class Measurer(ABC, Generic[NeedT]):
         self._begun: set[str] = set()
 
     async def step(self) -> float | None:
-        """Harvest ended Jobs, start wanted ones; return when to look again."""
-        for job in self._jobs():
-            await self._harvest(job)
-        delays = [await self._start(need) for need in self._wanted()]
+        """Harvest ended Jobs, start wanted ones; return when to look again.
+
+        What is refused for one of them, by its namespace's quota or a webhook, is its own failure.
+        """
+        delays = [await self._harvested(job) for job in self._jobs()]
+        delays += [await self._start(need) for need in self._wanted()]
         due = [d for d in delays if d is not None]
         return min(due) if due else None
 
@@ -165,7 +172,15 @@ class Measurer(ABC, Generic[NeedT]):
         self._waiting.pop(need.key, None)
         attempt = failure.attempts if failure else 0
         for manifest in self._manifests(need, attempt=attempt, contended=not idle):
-            await self._executor.apply(manifest)
+            try:
+                await self._executor.apply(manifest)
+            except Exception as error:
+                fault = refused(error)
+                if fault is None:
+                    raise
+                meta = manifest["metadata"]
+                what = f"{manifest['kind']} {meta['namespace']}/{meta['name']} was not created"
+                return self._refused(need.key, what, fault)
         self._begun.add(need.key)
         _log.info(
             "measurement_started",
@@ -189,6 +204,24 @@ class Measurer(ABC, Generic[NeedT]):
             for node, replicas in assignment.nodes:
                 used[node] = used.get(node, 0) + replicas * assignment.config.threads
         return max((p.millicores // 1000 - used.get(p.node, 0) for p in snapshot.pools), default=0)
+
+    async def _harvested(self, job: JobRecord) -> float | None:
+        """Harvest a Job if it ended; return when to look again if that is refused."""
+        key = job.name.removeprefix(self.prefix)
+        failure = self._failures.get(key)
+        if failure is not None and failure.unharvested == job.uid:
+            rest = failure.until - self._clock()
+            if rest > 0:
+                return rest
+        try:
+            await self._harvest(job)
+        except Exception as error:
+            fault = refused(error)
+            if fault is None:
+                raise
+            what = f"What Job {job.namespace}/{job.name} found was not kept"
+            return self._refused(key, what, fault, unharvested=job.uid)
+        return None
 
     async def _harvest(self, job: JobRecord) -> None:
         key = job.name.removeprefix(self.prefix)
@@ -219,19 +252,39 @@ class Measurer(ABC, Generic[NeedT]):
         self._fleet.ask()
 
     async def _failed(self, job: JobRecord, key: str, message: str) -> None:
+        self._note(key, message)
+        await self._remove(job)
+        self._changed(key)
+
+    def _refused(self, key: str, what: str, fault: Fault, *, unharvested: str = "") -> float:
+        """Note what was refused; return when to try again."""
+        if fault.kind is FaultKind.CONFLICT:
+            # Two wrote at once, as to a quota's count: nobody has to do anything about it.
+            _log.info("measurement_conflict", kind=self.component, key=key, error=fault.message)
+            return _CONFLICT_SECONDS
+        rest = self._note(key, f"{what}: {fault.message}", unharvested=unharvested)
+        self._changed(key)
+        return rest
+
+    def _note(self, key: str, message: str, *, unharvested: str = "") -> float:
+        """Remember a failure; return after how many seconds it is repeated."""
         before = self._failures.get(key)
         attempts = (before.attempts if before else 0) + 1
-        rest = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** (attempts - 1))
+        # Never beyond what a float holds, however often it failed.
+        doublings = min(attempts - 1, 16)
+        rest = self._settings.policy_seconds(
+            min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0**doublings)
+        )
         self._failures[key] = _Failure(
             attempts=attempts,
-            until=self._clock() + self._settings.policy_seconds(rest),
+            until=self._clock() + rest,
             message=f"{message.rstrip('.')}. It is repeated; {self.meanwhile}.",
+            unharvested=unharvested,
         )
         _log.warning(
             "measurement_failed", kind=self.component, key=key, attempts=attempts, reason=message
         )
-        await self._remove(job)
-        self._changed(key)
+        return rest
 
     meanwhile: ClassVar[str]
     """What holds until a failed measurement succeeds, as the end of a sentence."""
