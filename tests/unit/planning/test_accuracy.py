@@ -5,8 +5,10 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 
-from tests.unit.planning.builders import CAPABILITIES, a_loss, a_model, an_intent, plan_one
+from tests.unit.planning.builders import CAPABILITIES, a_loss, a_model, an_intent, plan, plan_one
 from trimtab.planning.accuracy import AccuracyInvalidError, dump, parse
 from trimtab.planning.fingerprint import MAX_BYTES
 from trimtab.planning.snapshot import Constraints
@@ -162,3 +164,42 @@ def test_when_the_limit_leaves_nothing_both_numbers_are_in_the_condition():
     for words in ("int8 loses 0.4 %", "int4 loses 6 %", "maxAccuracyLossPercent 0.1", "Allow bf16"):
         assert words in found.message
     assert {a.reason for a in found.alternatives} == {"AccuracyLoss"}
+
+
+@given(
+    own=st.integers(0, 20_000_000),
+    difference=st.integers(-20_000_000, 20_000_000),
+    error=st.integers(0, 20_000_000),
+)
+@example(own=20_000_000, difference=20_000_000, error=20_000_000)
+def test_every_loss_that_is_accepted_can_be_told(own, difference, error):
+    """A forged document with the largest figures that are read has a percentage like any other."""
+    assume(difference >= -own)
+    document = json.loads(dump(MEASURED[:1]))
+    document["ownMicroNats"] = own
+    document["rows"][0] |= {"differenceMicroNats": difference, "errorMicroNats": error}
+    [loss] = parse(json.dumps(document))
+    assert "of accuracy (standard error" in loss.described()
+
+
+def test_larger_figures_than_can_be_told_are_refused():
+    """Fifty nats are no measurement, and their percentage has more digits than a decimal keeps."""
+    document = json.loads(dump(MEASURED[:1]))
+    document["rows"][0]["differenceMicroNats"] = 50_000_000
+    with pytest.raises(AccuracyInvalidError, match="must be an integer of"):
+        parse(json.dumps(document))
+
+
+def test_words_that_fail_for_one_intent_leave_everybody_a_plan():
+    """The intent itself keeps its place and says what failed; its neighbour has all of its plan."""
+    huge = replace(MEASURED[0], difference_micronats=50_000_000, error_micronats=50_000_000)
+    pins = Constraints(precisions=("int8",))
+    bad = an_intent(name="bad", uid="bad", model=replace(a_model(), losses=(huge,)))
+    found = plan(
+        replace(bad, constraints=pins), an_intent(name="good", uid="good"), capabilities=ALL
+    )
+    by_name = {one.name: one for one in found.intents}
+    assert by_name["bad"].option.config.precision == "int8"
+    assert "explaining its plan failed with InvalidOperation" in by_name["bad"].message
+    assert by_name["good"].verdict == "Planned"
+    assert by_name["good"].alternatives

@@ -13,6 +13,7 @@ import structlog
 
 from tests.unit.reconcile.builders import a_plan, a_record, an_option
 from trimtab.observe.capabilities import ASSUMED
+from trimtab.planning import spare
 from trimtab.planning.plan import Findings, FleetPlan, IntentPlan
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.snapshot import CpuPool, FleetSnapshot
@@ -36,6 +37,7 @@ class Played:
         self.told: list[tuple[Planned, Planned]] = []
         self.findings: tuple[Findings, ...] = ()
         self.unfound: list[int] = []
+        self.waiting = 0
         self.planner = FleetPlanner(
             pool=self,  # type: ignore[arg-type]
             policy=PlannerPolicy(),
@@ -54,7 +56,12 @@ class Played:
         if self.failures:
             self.failures -= 1
             raise PlannerFailedError("it hung")
-        return FleetPlan(intents=(a_plan(RECORD),), policy=policy.digest(), findings=self.findings)
+        return FleetPlan(
+            intents=(a_plan(RECORD),),
+            policy=policy.digest(),
+            findings=self.findings,
+            waiting=self.waiting,
+        )
 
     def close(self, *, kill: bool = False) -> None:
         pass
@@ -250,3 +257,31 @@ async def test_a_lost_planner_process_is_replaced(
     plan = await pool.plan(a_snapshot(1), PlannerPolicy())
     assert plan.intents == ()
     pool.close(kill=True)
+
+
+async def test_who_fails_to_hear_of_the_first_plan_leaves_the_operator_ready() -> None:
+    """The plan is in force, and what it left unsimulated is planned again."""
+    played = Played()
+    played.waiting = 1
+
+    def fails(before: Planned, after: Planned) -> None:
+        del before, after
+        raise KeyError("nobody")
+
+    played.planner._changed = fails
+    with pytest.raises(KeyError):
+        await played.planner.plan_once()
+    assert played.planner.ready.is_set()
+    played.planner._changed = lambda before, after: played.told.append((before, after))
+    played.inputs[0] = a_snapshot(1)
+    await played.planner.plan_once()
+    assert len(played.planned_at) == 2
+
+
+def test_findings_that_waited_for_the_budget_are_made_by_the_next_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a scale-down would wait for a change that has nothing to do with it."""
+    found = Findings(uid="a", meets=True, running_meets=True, fewest=2, waits=True)
+    monkeypatch.setattr(spare, "findings", lambda *_, **__: (found, replace(found, waits=False)))
+    assert fleet_module.solve(a_snapshot(1), PlannerPolicy()).waiting == 1

@@ -17,7 +17,8 @@ TEXT_DIGEST: Final = "904ca49d0015c241"
 """First 16 hex digits of the SHA-256 of the text that losses are measured on."""
 
 _NOISE_ERRORS: Final = 2
-_MOST_MICRONATS: Final = 50_000_000
+# A guess among a million tokens costs 14 nats; e^20 in percent still has its decimals, e^50 has not.
+_MOST_MICRONATS: Final = 20_000_000
 _SHOWN_DECIMALS: Final = Decimal("0.001")
 
 

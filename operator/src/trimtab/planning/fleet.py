@@ -85,7 +85,7 @@ def plan_fleet(
     shared = _members(sharing, picks, snapshot=snapshot)
     plans = [
         replace(
-            _explained(case, picks, ledger, fleet=fleet, snapshot=snapshot, policy=policy),
+            _told(case, picks, ledger, fleet=fleet, snapshot=snapshot, policy=policy),
             **remapping(case.intent, sharing, shared.get(case.intent.uid)),
         )
         for case in cases
@@ -293,6 +293,37 @@ def _stays(case: Case, ledger: Ledger) -> Pick | None:
     return None if nodes is None else Pick(case.running, nodes, kept=True)
 
 
+def _told(
+    case: Case,
+    picks: dict[str, Pick],
+    ledger: Ledger,
+    *,
+    fleet: Ledger,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+) -> IntentPlan:
+    """Return an intent's plan, explained; words that fail must not end everybody's plan."""
+    try:
+        return _explained(case, picks, ledger, fleet=fleet, snapshot=snapshot, policy=policy)
+    except Exception as error:  # noqa: BLE001 - told in the intent's own condition
+        intent, pick = case.intent, picks.get(case.intent.uid)
+        return IntentPlan(
+            uid=intent.uid,
+            namespace=intent.namespace,
+            name=intent.name,
+            generation=intent.generation,
+            verdict="Planned" if pick else "Unplanned",
+            reason="Chosen" if pick else "NoEstimate",
+            message=f"InferenceIntent {intent.namespace}/{intent.name}: explaining its plan failed "
+            f"with {type(error).__name__}: {error}. This is a bug; please report it with the "
+            f"object. {'The plan itself holds.' if pick else 'What serves stays as it is.'}",
+            option=pick.judged.option if pick else None,
+            nodes=pick.nodes if pick else (),
+            keeps_assignment=pick.kept if pick else False,
+            needs=case.needs,
+        )
+
+
 def _explained(
     case: Case,
     picks: dict[str, Pick],
@@ -318,17 +349,19 @@ def _explained(
         verdict = "PlannedNearest"
     if pick is not None:
         ledger.release(pick.judged.option, pick.nodes)
-    others = alternatives(
-        intent,
-        best=pick.judged if pick else None,
-        others=[*case.options, *_best_of_others(case)],
-        has_room=lambda judged: ledger.fits(judged.option),
-        kept=pick.kept if pick else False,
-        refused=case.refused,
-        policy=policy,
-    )
-    if pick is not None:
-        ledger.take(pick.judged.option, pick.nodes)
+    try:
+        others = alternatives(
+            intent,
+            best=pick.judged if pick else None,
+            others=[*case.options, *_best_of_others(case)],
+            has_room=lambda judged: ledger.fits(judged.option),
+            kept=pick.kept if pick else False,
+            refused=case.refused,
+            policy=policy,
+        )
+    finally:
+        if pick is not None:
+            ledger.take(pick.judged.option, pick.nodes)
     model, capabilities = intent.model, snapshot.capabilities
     return IntentPlan(
         uid=intent.uid,

@@ -302,6 +302,7 @@ class Findings:
         fewest: Replicas of the running configuration, at most one step fewer than there are, that meet
             the target with margin + 10 points at the busy load.
         problem: Why nothing could be found out; then the rest says that all of it is needed.
+        waits: The plan's budget was used up before ``fewest`` was found.
     """
 
     uid: str
@@ -309,6 +310,7 @@ class Findings:
     running_meets: bool
     fewest: int
     problem: str = ""
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

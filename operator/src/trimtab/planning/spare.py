@@ -116,6 +116,7 @@ def _found(
         meets=judge(intent, option, load=load, priced=False, policy=policy).meets,
         running_meets=judged(assignment.replicas, load).meets,
         fewest=fewest,
+        waits=trials.waits,
     )
 
 

@@ -52,7 +52,8 @@ def solve(snapshot: FleetSnapshot, policy: PlannerPolicy) -> FleetPlan:
     known = _surveys()
     plan = plan_fleet(snapshot, policy, surveys=known)
     found = findings(snapshot, plan, policy=policy, simulations=known.simulations)
-    return replace(plan, findings=found)
+    waiting = plan.waiting + sum(one.waits for one in found)
+    return replace(plan, findings=found, waiting=waiting)
 
 
 @functools.cache
@@ -256,12 +257,13 @@ class FleetPlanner:
             seconds=round(self._clock() - began, 3),
         )
         self._tell_unfound(plan)
+        # Before it is told: whoever fails to hear of a plan must not leave the next one unmade.
+        self._waiting = plan.waiting
         self._publish(
             {entry.uid: entry for entry in plan.intents},
             snapshot,
             findings={found.uid: found for found in plan.findings},
         )
-        self._waiting = plan.waiting
         if self._waiting:
             # Its budget was too small for all queues; the next plan goes on with the rest.
             self.ask()
@@ -290,8 +292,8 @@ class FleetPlanner:
             problem=problem,
             findings=findings,
         )
-        self._changed(before, self.current)
         self.ready.set()
+        self._changed(before, self.current)
 
     def close(self) -> None:
         """End the planner's process."""
