@@ -87,4 +87,5 @@ def test_a_runbooks_command_runs(
         )  # fmt: skip
         assert done.returncode == 0, f"{runbook}: {done.stderr}"
     else:
-        assert stack.kubectl(*arguments), runbook
+        # Another runbook may just have rolled the pod that is asked: it has said nothing yet.
+        st.wait_for(f"{runbook}: {typed}", lambda: stack.kubectl(*arguments), seconds=60)
