@@ -69,7 +69,11 @@ def _without(lines: Iterable[str], words: Iterable[str]) -> set[str]:
 
 
 def _tree(folder: Path) -> set[str]:
-    return {str(path) for path in (folder, *folder.rglob("*"))} if folder.exists() else set()
+    if not folder.exists():
+        return set()
+    # Not rglob: that fails when a folder goes while it looks.
+    below = ((parent, names) for parent, *kinds in os.walk(folder) for names in kinds)
+    return {str(folder), *(f"{parent}/{name}" for parent, names in below for name in names)}
 
 
 def take(name: str) -> dict[str, set[str]]:
