@@ -14,14 +14,22 @@ INTENT: Final = 'namespace=~"$namespace",intent=~"$intent"'
 _MODEL: Final = 'model_name=~"$model"'
 
 
-def predicted_and_observed(metric: str) -> tuple[Query, ...]:
-    """Return the queries of what was planned for a metric and what gateways see."""
-    return tuple(
+def predicted_and_observed(metric: str, *, title: str, description: str) -> Panel:
+    """Return the panel of what was planned for a metric, dashed, and what gateways see."""
+    queries = tuple(
         Query(
             expr=f'trimtab_intent_{kind}_seconds{{{INTENT},metric="{metric}"}}',
             legend=f"{{{{namespace}}}}/{{{{intent}}}} {kind} ({{{{percentile}}}})",
         )
         for kind in ("predicted", "observed")
+    )
+    return Panel(
+        title=title,
+        description=description,
+        unit="s",
+        queries=queries,
+        width=12,
+        dashed="/ predicted /",
     )
 
 
@@ -70,21 +78,15 @@ PLAN: Final = Row(
 LATENCY: Final = Row(
     title="Latency: predicted and observed",
     panels=(
-        Panel(
+        predicted_and_observed(
+            "ttft",
             title="Time to first token",
             description="Dashed: what the planner predicted for the chosen option. Solid: what gateways observed, queueing included.",
-            unit="s",
-            queries=predicted_and_observed("ttft"),
-            width=12,
-            dashed="/ predicted /",
         ),
-        Panel(
+        predicted_and_observed(
+            "tpot",
             title="Time per output token",
             description="Dashed: what the planner predicted for the chosen option. Solid: what gateways observed.",
-            unit="s",
-            queries=predicted_and_observed("tpot"),
-            width=12,
-            dashed="/ predicted /",
         ),
         Panel(
             title="Time to first token, in the engine (p95)",

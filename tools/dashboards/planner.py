@@ -19,21 +19,15 @@ if TYPE_CHECKING:
 PREDICTIONS: Final = Row(
     title="Predictions",
     panels=(
-        Panel(
+        predicted_and_observed(
+            "tpot",
             title="Time per output token",
             description="Dashed: predicted for the chosen option, without its margin. Solid: observed by the gateways in five minutes.",
-            unit="s",
-            queries=predicted_and_observed("tpot"),
-            width=12,
-            dashed="/ predicted /",
         ),
-        Panel(
+        predicted_and_observed(
+            "ttft",
             title="Time to first token",
             description="Dashed: predicted for the chosen option, without its margin. Solid: observed, queueing and gateway included.",
-            unit="s",
-            queries=predicted_and_observed("ttft"),
-            width=12,
-            dashed="/ predicted /",
         ),
         Panel(
             title="Observed ÷ predicted, by intent",
