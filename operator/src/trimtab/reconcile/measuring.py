@@ -12,6 +12,7 @@ import structlog
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL
 from trimtab.kube.errors import FaultKind, refused
 from trimtab.kube.resources import JOB
+from trimtab.planning.capacity import one_per_place
 from trimtab.reconcile.plan import Deletion
 
 if TYPE_CHECKING:
@@ -198,9 +199,7 @@ class Measurer(ABC, Generic[NeedT]):
         if snapshot is None:
             return 0
         used: dict[str, int] = {}
-        # A group's members have one place together.
-        places = {a.group or a.intent_uid: a for a in snapshot.assignments}
-        for assignment in places.values():
+        for assignment in one_per_place(snapshot.assignments):
             for node, replicas in assignment.nodes:
                 used[node] = used.get(node, 0) + replicas * assignment.config.threads
         return max((p.millicores // 1000 - used.get(p.node, 0) for p in snapshot.pools), default=0)
