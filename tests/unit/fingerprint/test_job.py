@@ -79,8 +79,23 @@ def test_a_failed_job_says_why_in_its_message(monkeypatch, tmp_path, capsys):
 
 
 def test_a_tiny_model_is_measured_in_the_engine(monkeypatch, tmp_path, capsys):
-    """The whole Job: random models in the engine, steps timed, a document that fits a model."""
+    """The whole Job: random models in the engine, every step run, a document that fits a model.
+
+    Steps take what a formula says: a busy machine's real times of so small a model may not grow
+    with the context, and such a document is refused.
+    """
     pytest.importorskip("torch")
+    from trimtab_workers.fingerprint.bench import EngineBench  # noqa: PLC0415 - torch
+
+    run, ran = EngineBench.step_seconds, set()
+
+    def step_seconds(bench, point, *, depth):
+        assert run(bench, point, depth=depth) > 0
+        ran.add((point, depth))
+        tokens = point.batch * point.context + (point.cached + point.chunk) * point.chunk
+        return 1e-6 * (50 + depth * (20 + tokens))
+
+    monkeypatch.setattr(EngineBench, "step_seconds", step_seconds)
     log = tmp_path / "termination-log"
     monkeypatch.setenv("TRIMTAB_TERMINATION_LOG", str(log))
     grid = {"decode": [[1, 16], [1, 48], [4, 16]], "prefill": [[8, 0], [32, 0], [8, 32]]}
@@ -97,6 +112,7 @@ def test_a_tiny_model_is_measured_in_the_engine(monkeypatch, tmp_path, capsys):
     assert [row.depth for row in fingerprint.memory] == [1, 2]
     assert fingerprint.memory[0].non_torch > 0
     assert fit(fingerprint, depth=8).kinds[0].layers == 8
+    assert len(ran) >= 2 * (len(fingerprint.decode) + len(fingerprint.prefill))
     events = [json.loads(x)["event"] for x in capsys.readouterr().err.splitlines() if x[:1] == "{"]
     assert {"fingerprint_started", "fingerprint_progress", "fingerprint_measured"} <= set(events)
 
