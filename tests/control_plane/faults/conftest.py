@@ -31,9 +31,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def node(
     control_plane: Cluster,
     installation: benches.Installation,
+    undisturbed: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[None]:
-    """A node whose pods are played; it is there for this module's tests only."""
+    """A node whose pods are played; it is there for this module's tests only.
+
+    `undisturbed` plays a node of the same name and takes it away again: it must have ended before,
+    whichever test comes first.
+    """
     with benches.played_node(control_plane, tmp_path_factory.mktemp("node")):
         yield
 
