@@ -68,6 +68,8 @@ def test_the_group_and_the_engines_advice_are_told() -> None:
             "reasons": ["LinkTooSlow: a layer takes 9 ms."],
             "lendUnits": [{"model": "team-a/tiny", "units": 28}],
             "switchMilliseconds": "49.5",
+            "kvTokensBefore": 4096,
+            "kvTokensAfter": 12288,
             "source": "Engine",
         },
     }
@@ -76,7 +78,8 @@ def test_the_group_and_the_engines_advice_are_told() -> None:
         "Group team-a-12345678: team-a/chat Resident, team-a/tiny Failed (ModelCorrupt)",
         (
             "Remapping: IdleOnly (the engine's last advice); idle models give team-a/tiny 28 units; "
-            "reading one again takes 49.5 ms"
+            "reading one again takes 49.5 ms; the KV cache holds 4096 tokens, 12288 with what "
+            "is lent"
         ),
         "LinkTooSlow: a layer takes 9 ms.",
     ):

@@ -327,6 +327,8 @@ ADVICE = {
     "reasons": ["LinkTooSlow: no."],
     "lend_units": {"team-a/b": 28, "team-a/a": 0},
     "switch_s": 0.0495,
+    "kv_tokens_before": 4096,
+    "kv_tokens_after": 12_288,
     "source": "live",
     "ratio_if_forced": float("inf"),
 }
@@ -348,6 +350,8 @@ def test_the_engines_word_is_shown_where_it_gave_one() -> None:
         "reasons": ["LinkTooSlow: no."],
         "lendUnits": [{"model": "team-a/b", "units": 28}],
         "switchMilliseconds": "49.5",
+        "kvTokensBefore": 4096,
+        "kvTokensAfter": 12_288,
         "source": "Engine",
     }
     assert shown["members"] == [
@@ -356,6 +360,21 @@ def test_the_engines_word_is_shown_where_it_gave_one() -> None:
     ]
     silent = decide(an_observed(record, plan=plan), settings=SETTINGS).status["plan"]
     assert silent["remap"] == {"verdict": "IdleOnly", "reasons": []}
+
+
+def test_who_left_a_group_is_told_why_beside_the_engines_word() -> None:
+    """A group of one has its engine's advice and the planner's reason; the planner's advice gives way."""
+    record = a_record("a", sharing="Shared")
+    planned = dataclasses.replace(a_group_plan("a").advice, reasons=("SingleModel: planned.",))
+    plan = a_plan(
+        record,
+        group=a_group_plan("a", advice=planned),
+        remap_verdict="DoNotRemap",
+        remap_reasons=("TooBusy: 97 %.", *planned.reasons),
+    )
+    view = parse_engine(a_state(("a", "Resident"), advice=ADVICE))
+    shown = decide(an_observed(record, plan=plan, engine=view), settings=SETTINGS).status["plan"]
+    assert shown["remap"]["reasons"] == ["TooBusy: 97 %.", "LinkTooSlow: no."]
 
 
 @pytest.mark.parametrize(
@@ -374,6 +393,16 @@ def test_advice_that_cannot_be_read_is_none(advice: Any) -> None:
     """A worker of another release is heard as far as it is understood, one that repeats the plan not at all."""
     view = parse_engine(a_state(("a", "Resident"), advice=advice))
     assert view == EngineView(models=(("team-a/a", "Resident", ""),))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, 8), (8, None), (True, 8), (-1, 8), (16, 8), ("8", 16), (8.0, 16)]
+)
+def test_a_kv_budget_that_cannot_be_read_is_none(before: Any, after: Any) -> None:
+    """A worker whose figures are no counts, or shrink by lending, is heard in the rest of its advice."""
+    advice = ADVICE | {"kv_tokens_before": before, "kv_tokens_after": after}
+    view = parse_engine(a_state(("a", "Resident"), advice=advice))
+    assert (view.verdict, view.kv_tokens) == ("IdleOnly", None)
 
 
 @pytest.mark.parametrize(

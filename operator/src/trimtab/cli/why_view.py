@@ -133,6 +133,11 @@ def sharing_lines(body: JSON) -> list[str]:
             words.append(f"idle models give {', '.join(units)}")
         if "switchMilliseconds" in remap:
             words.append(f"reading one again takes {remap['switchMilliseconds']} ms")
+        if "kvTokensAfter" in remap:
+            words.append(
+                f"the KV cache holds {remap.get('kvTokensBefore')} tokens, "
+                f"{remap['kvTokensAfter']} with what is lent"
+            )
         lines.append("; ".join(words))
         lines += [f"  {reason}" for reason in remap.get("reasons") or ()]
     return lines

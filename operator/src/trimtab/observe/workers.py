@@ -54,6 +54,7 @@ class EngineView:
         reasons: For it.
         lend_units: (name, layers or groups of layers) that idle models give or would give.
         switch_milliseconds: Reading one lent model again.
+        kv_tokens: What the KV cache holds, before and after lending; None where it is not said.
     """
 
     models: tuple[tuple[str, str, str], ...] = ()
@@ -61,6 +62,7 @@ class EngineView:
     reasons: tuple[str, ...] = ()
     lend_units: tuple[tuple[str, int], ...] = ()
     switch_milliseconds: float | None = None
+    kv_tokens: tuple[int, int] | None = None
 
     @property
     def usable(self) -> frozenset[tuple[str, bool, str]]:
@@ -93,7 +95,15 @@ def parse_engine(document: Mapping[str, Any]) -> EngineView:
             if isinstance(switch, int | float) and math.isfinite(switch) and switch > 0
             else None
         ),
+        kv_tokens=_kv_tokens(advice),
     )
+
+
+def _kv_tokens(advice: Mapping[str, Any]) -> tuple[int, int] | None:
+    before, after = advice.get("kv_tokens_before"), advice.get("kv_tokens_after")
+    if type(before) is int and type(after) is int and 0 <= before <= after:
+        return before, after
+    return None
 
 
 def word(value: Any) -> str:

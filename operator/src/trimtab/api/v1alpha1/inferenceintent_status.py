@@ -116,6 +116,10 @@ class Remap(ApiModel):
     """lendUnits is what idle models give."""
     switch_milliseconds: Decimals | None = None
     """switchMilliseconds is how long reading a lent model again takes."""
+    kv_tokens_before: Count | None = None
+    """kvTokensBefore is how many tokens the worker's KV cache holds while all weights stay, for the model with the largest KV per token."""
+    kv_tokens_after: Count | None = None
+    """kvTokensAfter is how many it holds with all that is lent."""
     source: Literal["Engine"] | None = None
     """source is Engine where a running worker gave the verdict; absent: the planner."""
 

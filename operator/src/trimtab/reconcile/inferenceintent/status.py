@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS = frozenset({"fp32", "fp16", "bf16", "fp8", "int8", "int4"})
 _MOST_ALTERNATIVES = 8
+_MOST_TOKENS: Final = 1_000_000_000
 
 
 _HELD: Final[Mapping[str, str]] = {
@@ -125,7 +126,8 @@ def shared_worker(plan: IntentPlan, engine: EngineView | None) -> dict[str, Any]
     }
     if engine is not None and engine.verdict:
         # Why it shares with nobody is the planner's to say; the engine knows its own models only.
-        apart = [reason for reason in plan.remap_reasons if plan.group is None]
+        advised = plan.group.advice.reasons if plan.group is not None else ()
+        apart = [reason for reason in plan.remap_reasons if reason not in advised]
         reasons = [reason[:1024] for reason in (*apart, *engine.reasons)]
         remap = {"verdict": engine.verdict, "reasons": list(dict.fromkeys(reasons))[:16]}
         if engine.lend_units:
@@ -134,6 +136,9 @@ def shared_worker(plan: IntentPlan, engine: EngineView | None) -> dict[str, Any]
             ]
         if engine.switch_milliseconds is not None:
             remap["switchMilliseconds"] = decimals(engine.switch_milliseconds)
+        if engine.kv_tokens is not None:
+            before, after = (min(tokens, _MOST_TOKENS) for tokens in engine.kv_tokens)
+            remap |= {"kvTokensBefore": before, "kvTokensAfter": after}
         remap["source"] = "Engine"
     shown: dict[str, Any] = {"remap": remap}
     if plan.group is not None and engine is not None:
