@@ -85,7 +85,7 @@ def test_a_tiny_model_is_measured_in_the_engine(monkeypatch, tmp_path, capsys):
     with the context, and such a document is refused.
     """
     pytest.importorskip("torch")
-    from trimtab_workers.fingerprint.bench import EngineBench  # noqa: PLC0415 - torch
+    from trimtab_workers.fingerprint.bench import EngineBench
 
     run, ran = EngineBench.step_seconds, set()
 
