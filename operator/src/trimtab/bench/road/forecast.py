@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from trimtab.bench.road.anchoring import corrected
 from trimtab.bench.road.matrix import (
     PREEMPT_OUTPUT,
     PREEMPT_PROMPT,
@@ -95,7 +94,6 @@ class Forecast:
         self._prompt, self._output = prompt, output
         self._options: dict[tuple[Way, PlannedLoad], Option] = {}
         self._replays: dict[tuple[Run, float], Replay] = {}
-        depth = self._model.depth
         self._snapshot = FleetSnapshot(
             intents=(),
             # Room for all: what fits is the operator's to say, when the way is served.
@@ -109,10 +107,8 @@ class Forecast:
                 for n in range(_ROOMY_NODES)
             ),
             capabilities=ASSUMED,
-            fingerprints=tuple(
-                corrected(found, anchors, depth=depth, policy=POLICY)
-                for found in known.fingerprints
-            ),
+            fingerprints=known.fingerprints,
+            anchors=tuple(anchors),
             prices=known.prices,
             gateway_overhead_us=known.overhead_us,
         )
@@ -129,6 +125,11 @@ class Forecast:
     def intent(self) -> IntentView:
         """The model with no wish: what options are predicted for and objectives are put to."""
         return self._intent
+
+    @property
+    def depth(self) -> int:
+        """Hidden layers of the model, which anchors are kept with."""
+        return self._model.depth
 
     def load(self, rate: float) -> PlannedLoad:
         """Return the compared load at a rate."""
