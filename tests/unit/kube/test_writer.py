@@ -92,6 +92,13 @@ async def test_writes_are_applied_as_the_manager_and_counted() -> None:
     assert counted.rows == [("ConfigMap", "apply", "ok")]
 
 
+async def test_a_part_of_an_object_has_a_manager_of_its_own() -> None:
+    """Who applies as another manager owns nothing of what the operator applied."""
+    client, counted = PlayedClient(), Counted()
+    await a_writer(client, counted).apply(dict(CONFIG_MAP), force=False, manager="trimtab-anchors")
+    assert client.requests[0][2]["query"] == {"fieldManager": "trimtab-anchors", "force": "false"}
+
+
 async def test_a_missing_right_is_counted_by_verb_and_resource() -> None:
     """A 403 of RBAC shows in its own metric."""
     message = 'cannot patch resource "configmaps" in API group "" in the namespace "n"'

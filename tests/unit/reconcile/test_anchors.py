@@ -27,6 +27,7 @@ from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 
 FINGERPRINT = a_fingerprint(key=a_key())
 KEY = FINGERPRINT.key.digest()
+LABELS = {"app.kubernetes.io/component": "fingerprint"}
 
 
 class Town:
@@ -37,6 +38,7 @@ class Town:
         self.now = 0.0
         self.drifts = 0
         self.applied: list[Any] = []
+        self.forced: list[bool] = []
         self.counted = {"steps": 0, "seconds": 0.0, "sequences": 0, "context_tokens": 0}
         record = a_record()
         view = dataclasses.replace(an_intent(), uid=record.uid)
@@ -63,7 +65,7 @@ class Town:
         self.planned = Planned(revision=1, snapshot=snapshot, by_uid={record.uid: plan})
         self.keeper = AnchorKeeper(
             world,
-            executor=self,  # type: ignore[arg-type] - applies
+            executor=self,  # type: ignore[arg-type] - adds
             current=lambda: self.planned,
             drifted=self._drifted,
             policy=POLICY,
@@ -88,7 +90,7 @@ class Town:
             "namespace": SETTINGS.system_namespace,
             "uid": "f",
             "resourceVersion": "1",
-            "labels": {"app.kubernetes.io/component": "fingerprint"},
+            "labels": LABELS,
             "annotations": {"trimtab.dev/answers": KEY},
         }
         self.caches.configmaps.put(
@@ -98,10 +100,32 @@ class Town:
     def _drifted(self) -> None:
         self.drifts += 1
 
+    async def add(self, manifest: Any, *, manager: str, force: bool) -> None:
+        """Merge the keys into what is there, as the API server does."""
+        self.forced.append(force)
+        assert manager == "trimtab-anchors"
+        await self.apply(manifest)
+
     async def apply(self, manifest: Any) -> None:
         self.applied.append(manifest)
-        meta = manifest["metadata"] | {"uid": "f", "resourceVersion": str(9 + len(self.applied))}
-        self.caches.configmaps.put(manifest | {"metadata": meta})
+        meta = manifest["metadata"]
+        live = self.caches.configmaps.get(meta["namespace"], meta["name"])
+        assert live is not None
+        whole = {
+            "labels": dict(live.labels),
+            "annotations": dict(live.annotations),
+            **meta,
+            "uid": live.uid,
+            "resourceVersion": str(9 + len(self.applied)),
+        }
+        data = {**live.data, **manifest["data"]}
+        self.caches.configmaps.put({"metadata": whole, "data": data})
+
+    def kept(self) -> dict[str, str]:
+        """Return the data of the fingerprint's ConfigMap."""
+        live = self.caches.configmaps.get(SETTINGS.system_namespace, f"fp-{KEY}")
+        assert live is not None
+        return dict(live.data)
 
     async def delete(self, deletion: Any) -> None:
         """Jobs go; nothing here asks for them again."""
@@ -150,7 +174,7 @@ def test_a_throttled_worker_asks_for_exactly_one_plan() -> None:
 
 
 async def test_anchors_are_kept_beside_the_fingerprint_and_read_after_a_restart() -> None:
-    """Written once per change, with all that the object has; a new operator plans from the same."""
+    """Written once per change, and nothing else with them; a new operator plans from the same."""
     town = Town()
     await town.keeper.step()
     assert town.applied == []
@@ -160,8 +184,10 @@ async def test_anchors_are_kept_beside_the_fingerprint_and_read_after_a_restart(
     await town.keeper.step()
     await town.keeper.step()
     (written,) = town.applied
-    assert written["data"]["fingerprint.json"] == dump(FINGERPRINT)
-    assert written["metadata"]["annotations"] == {"trimtab.dev/answers": KEY}
+    assert written["data"].keys() == {"anchors"}
+    assert written["metadata"].keys() == {"name", "namespace", "uid"}
+    assert town.forced == [True]
+    assert town.kept()["fingerprint.json"] == dump(FINGERPRINT)
     assert len(json.loads(written["data"]["anchors"])["anchors"]) == 3
     again = Town(town.caches)
     again.keeper.recall()
@@ -240,7 +266,11 @@ async def test_anchors_go_with_the_fingerprint_that_they_corrected(how: str) -> 
         town.caches.configmaps.forget("f")
     if how != "gone":
         town.caches.configmaps.put(
-            {"metadata": written["metadata"] | {"uid": uid, "resourceVersion": "99"}, "data": bare}
+            {
+                "metadata": written["metadata"]
+                | {"uid": uid, "resourceVersion": "99", "labels": LABELS},
+                "data": bare,
+            }
         )
     await town.keeper.step()
     assert town.book.all() == ()
@@ -290,7 +320,7 @@ def test_a_status_shows_what_anchors_made_of_the_prediction(
 
 
 async def test_a_suspect_fingerprint_is_measured_again_once_an_hour() -> None:
-    """The kept document does not count as an answer, the new one does, and anchors stay with it."""
+    """The kept document does not count as an answer, the new one does, and leaves anchors to their manager."""
     town = Town()
     await town.keeper.step()
     for _ in range(3):
@@ -324,14 +354,14 @@ async def test_a_suspect_fingerprint_is_measured_again_once_an_hour() -> None:
     meta = {"name": f"fp-{KEY}", "namespace": SETTINGS.system_namespace, "uid": "j"}
     job, _ = town.caches.jobs.put({"metadata": meta})
     await keeper._keep(job, KEY, dump(FINGERPRINT))
-    assert "anchors" in town.applied[-1]["data"]
+    assert town.applied[-1]["data"].keys() == {"fingerprint.json"}
     assert keeper._wanted() == []
     now = 3601.0
     assert keeper._wanted() == [need]
 
 
 async def test_a_fingerprint_that_went_or_changed_meanwhile_is_not_written_over() -> None:
-    """What was read before is not applied by force; with its uid, what went is not created again."""
+    """What was read before is not written; with its uid, what went is not created again."""
     town = Town()
     for _ in range(4):
         town.minute(step_us=predicted())
@@ -343,11 +373,26 @@ async def test_a_fingerprint_that_went_or_changed_meanwhile_is_not_written_over(
     assert len(town.applied) == 1
     await town.keeper.step()
     assert town.applied[-1]["metadata"]["uid"] == "f"
-    assert town.applied[-1]["data"].keys() == {"fingerprint.json", "more", "anchors"}
+    assert town.kept().keys() == {"fingerprint.json", "more", "anchors"}
     [(record, _)] = town.keeper._kept()
     town.caches.configmaps.forget("f")
     await town.keeper._keep(record, "old")
     assert len(town.applied) == 2
+
+
+async def test_anchors_that_a_user_keeps_with_an_import_stay_his() -> None:
+    """A document that no Job measured may come from a file that has anchors: nothing of it is taken by force."""
+    town = Town()
+    live = town.caches.configmaps.get(SETTINGS.system_namespace, f"fp-{KEY}")
+    assert live is not None
+    meta = {"name": live.name, "namespace": live.namespace, "uid": "f", "resourceVersion": "2"}
+    town.caches.configmaps.put(
+        {"metadata": meta | {"labels": LABELS}, "data": {"fingerprint.json": dump(FINGERPRINT)}}
+    )
+    for _ in range(4):
+        town.minute(step_us=predicted())
+    await town.keeper.step()
+    assert town.forced == [False]
 
 
 async def test_an_immutable_fingerprint_keeps_no_other_from_being_kept() -> None:
@@ -357,7 +402,7 @@ async def test_an_immutable_fingerprint_keeps_no_other_from_being_kept() -> None
         town.minute(step_us=predicted())
     tried: list[str] = []
 
-    async def apply(manifest: Any) -> None:
+    async def add(manifest: Any, **_: Any) -> None:
         tried.append(manifest["metadata"]["name"])
         status = {"message": "field is immutable when `immutable` is set"}
         raise ApiError(method="PATCH", path="/x", code=422, status=status)
@@ -366,6 +411,6 @@ async def test_an_immutable_fingerprint_keeps_no_other_from_being_kept() -> None
     twin = {"name": f"{record.name}-b", "namespace": record.namespace, "uid": "g"}
     twin |= {"labels": dict(record.labels)}
     town.caches.configmaps.put({"metadata": twin, "data": dict(record.data)})
-    town.apply = apply  # type: ignore[method-assign]
+    town.add = add  # type: ignore[method-assign]
     await town.keeper.step()
     assert tried == [record.name, f"{record.name}-b"]

@@ -31,6 +31,7 @@ class PlayedWriter:
         self.refuse: dict[str, Exception] = {}
         self.status: dict[str, Any] = {}
         self.versions: dict[str, str] = {}
+        self.how: dict[str, Any] = {}
 
     def _answer(self, verb: str, manifest: dict[str, Any]) -> dict[str, Any]:
         kind = manifest["kind"]
@@ -46,7 +47,8 @@ class PlayedWriter:
         }
         return manifest | {"metadata": meta}
 
-    async def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    async def apply(self, manifest: dict[str, Any], **how: Any) -> dict[str, Any]:
+        self.how = how
         return self._answer("apply", manifest)
 
     async def apply_status(self, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -276,3 +278,20 @@ async def test_nothing_is_remembered_of_a_groups_objects_that_are_gone() -> None
     assert change is not None
     bench.executor.gone("services", change.record)
     assert not bench.executor._children
+
+
+async def test_fields_beside_those_of_others_have_their_own_manager() -> None:
+    """Nothing is taken by force, the cache knows the answer at once, and whom it concerns is told."""
+    bench = Bench()
+    part = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "fp-x", "namespace": "trimtab-system", "uid": "f"},
+        "data": {"anchors": "a"},
+    }
+    await bench.executor.add(part, manager="trimtab-anchors", force=False)
+    assert bench.writer.how == {"manager": "trimtab-anchors", "force": False}
+    known = bench.caches.configmaps.get("trimtab-system", "fp-x")
+    assert known is not None
+    assert known.data == {"anchors": "a"}
+    assert bench.changes == ["configmaps"]

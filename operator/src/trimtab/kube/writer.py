@@ -82,10 +82,13 @@ class Writer:
         """The field manager of every apply."""
         return self._client.manager
 
-    async def apply(self, manifest: Manifest, *, force: bool = True) -> Manifest:
+    async def apply(self, manifest: Manifest, *, force: bool = True, manager: str = "") -> Manifest:
         """Apply an own object on the server side and return it as it now is.
 
-        `force` takes fields from other managers: right for our children, never for users' objects.
+        Args:
+            manifest: All that the manager has in the object: what it leaves out is deleted.
+            force: Takes fields from other managers: right for our children, never for users' objects.
+            manager: Who owns the fields; the operator itself if empty.
         """
         resource = resource_of(manifest)
         meta = manifest["metadata"]
@@ -94,7 +97,7 @@ class Writer:
             "PATCH",
             path,
             resource,
-            query={"fieldManager": self.manager, "force": str(force).lower()},
+            query={"fieldManager": manager or self.manager, "force": str(force).lower()},
             body=manifest,
             content_type=APPLY,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from trimtab.api.v1alpha1.names import COMPONENT_LABEL, PLAN_DIGEST_ANNOTATION
+from trimtab.api.v1alpha1.names import ANCHORS, COMPONENT_LABEL, PLAN_DIGEST_ANNOTATION
 from trimtab.kube.errors import refused
 from trimtab.planning.anchors import (
     AnchorsInvalidError,
@@ -21,7 +21,7 @@ from trimtab.planning.anchors import (
 from trimtab.planning.estimate import best_for, key_for
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.reconcile.fingerprint_book import FINGERPRINT_KEY
-from trimtab.reconcile.labels import shared_labels
+from trimtab.reconcile.fingerprints import ANSWERS_ANNOTATION
 from trimtab.reconcile.snapshot import running_config
 
 if TYPE_CHECKING:
@@ -169,11 +169,15 @@ class AnchorKeeper:
     async def _keep(self, record: ConfigMapRecord, text: str) -> None:
         live = self._world.caches.configmaps.get(record.namespace, record.name)
         if live != record or record.deleting:
-            # Written or deleted while others were kept: applied by force, what was read would undo
-            # that. The next step reads it anew.
+            # Written or deleted while others were kept: the next step reads it anew.
             return
         try:
-            await self._executor.apply(self._config_map(record, text))
+            await self._executor.add(
+                _manifest(record, text),
+                manager=ANCHORS,
+                # Whoever imported a document and keeps its anchors in a file of his own has them.
+                force=ANSWERS_ANNOTATION in record.annotations,
+            )
         except Exception as error:
             fault = refused(error)
             if fault is None:
@@ -250,18 +254,17 @@ class AnchorKeeper:
             except FingerprintInvalidError:
                 continue
 
-    def _config_map(self, record: ConfigMapRecord, text: str) -> Manifest:
-        # All that Trimtab has in the object: what is left out of an apply is deleted.
-        return {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": record.name,
-                "namespace": record.namespace,
-                # With it, the server refuses to create again what was deleted meanwhile.
-                "uid": record.uid,
-                "labels": shared_labels("fingerprint", instance=record.name),
-                "annotations": dict(record.annotations),
-            },
-            "data": {**record.data, ANCHORS_KEY: text},
-        }
+
+def _manifest(record: ConfigMapRecord, text: str) -> Manifest:
+    """Return the anchors alone: the document beside them may be a user's, and stays so."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": record.name,
+            "namespace": record.namespace,
+            # With it, the server refuses to create again what was deleted meanwhile.
+            "uid": record.uid,
+        },
+        "data": {ANCHORS_KEY: text},
+    }

@@ -148,6 +148,17 @@ class Executor:
             self._changed(resource.plural, change)
         return True
 
+    async def add(self, manifest: Manifest, *, manager: str, force: bool) -> None:
+        """Apply some fields of an object, as a manager that owns nothing else in it.
+
+        Whoever wrote the rest keeps it, and without ``force`` also what he wrote of these fields.
+        """
+        plural = resource_of(manifest).plural
+        answer = await self._writer.apply(manifest, force=force, manager=manager)
+        _, change = self._caches[plural].put(answer)
+        if change is not None:
+            self._changed(plural, change)
+
     async def delete(self, deletion: Deletion) -> None:
         """Delete an object as it was observed."""
         await self._writer.delete(

@@ -160,7 +160,6 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
         return (self._config_map(fingerprint.key.digest(), key=key, document=document),)
 
     def _config_map(self, name: str, *, key: str, document: Manifest) -> Manifest:
-        kept = self._caches.configmaps.get(self._settings.system_namespace, f"fp-{name}")
         text = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return {
             "apiVersion": "v1",
@@ -171,8 +170,8 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
                 "labels": shared_labels("fingerprint", instance=f"fp-{name}"),
                 "annotations": {ANSWERS_ANNOTATION: key, SEAL_ANNOTATION: digest(text)},
             },
-            # What live replicas said stays true when it is measured again.
-            "data": dict(kept.data if kept else {}) | {FINGERPRINT_KEY: text},
+            # Anchors are another manager's: what live replicas said outlasts a new measurement.
+            "data": {FINGERPRINT_KEY: text},
         }
 
     # What exists.

@@ -9,6 +9,8 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 FINALIZER: Final = f"{GROUP}/finalizer"
 OPERATOR: Final = "trimtab-operator"
 GATEWAY: Final = "trimtab-gateway"
+ANCHORS: Final = "trimtab-anchors"
+"""Manager of what is learned of a fingerprint beside its document, whoever wrote that."""
 
 NAME_LABEL: Final = "app.kubernetes.io/name"
 INSTANCE_LABEL: Final = "app.kubernetes.io/instance"
