@@ -11,7 +11,7 @@ import pytest
 from trimtab.observe.capabilities import ASSUMED, newest
 from trimtab.observe.inspections import ModelFacts, Refusal, parse_verdict, stated_refusal
 from trimtab.observe.quantities import QuantityError, byte_count, millicores, quantity
-from trimtab.observe.records import deployment, node, pod
+from trimtab.observe.records import config_map, deployment, node, pod
 from trimtab.observe.traffic import merge, two_digits
 from trimtab.observe.workers import parse_state
 
@@ -148,6 +148,20 @@ def test_another_manager_of_replicas_is_named() -> None:
         }
     }
     assert deployment(body).foreign_replicas_manager == "hpa"
+
+
+def test_keys_that_somebody_else_wrote_are_named() -> None:
+    """What the operator wrote, under either of its names, is nobody else's."""
+    managers = {"trimtab-operator": "fingerprint.json", "trimtab-anchors": "anchors", "gitops": "x"}
+    body = {
+        "metadata": {
+            "managedFields": [
+                {"manager": name, "fieldsV1": {"f:data": {f"f:{key}": {}}}}
+                for name, key in managers.items()
+            ]
+        }
+    }
+    assert config_map(body).foreign_keys == {"x"}
 
 
 def test_a_node_changes_with_its_capacity_not_with_its_heart_beat() -> None:

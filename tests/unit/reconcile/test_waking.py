@@ -198,3 +198,19 @@ def test_an_edited_load_replaces_the_observed_one() -> None:
     busier = an_intent(meta={"generation": 3}, spec=spec)
     assert ("load", "uid-chat") in bench.event("inferenceintents", "MODIFIED", busier)
     assert ("forget", "uid-chat") in bench.event("inferenceintents", "DELETED", busier)
+
+
+def test_the_note_of_a_documents_use_asks_for_no_plan() -> None:
+    """It is written once a day; an edit of the same document is heard."""
+    bench = Bench()
+
+    def document(text: str, used: str) -> dict[str, Any]:
+        meta: dict[str, Any] = {"name": "fp-k", "namespace": SETTINGS.system_namespace, "uid": "f"}
+        meta["labels"] = {"app.kubernetes.io/component": "fingerprint"}
+        meta["annotations"] = {"trimtab.dev/last-used": used, "trimtab.dev/seal": "s"}
+        return {"metadata": meta, "data": {"fingerprint.json": text}}
+
+    bench.event("configmaps", "ADDED", document("a", "2026-11-23T00:00:00Z"))
+    assert bench.event("configmaps", "MODIFIED", document("a", "2026-11-24T00:00:00Z")) == []
+    told = bench.event("configmaps", "MODIFIED", document("b", "2026-11-25T00:00:00Z"))
+    assert ("replan",) in told

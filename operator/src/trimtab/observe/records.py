@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NewType
 
 from trimtab.api.v1alpha1.names import (
+    ANCHORS,
     GROUP,
     GROUP_LABEL,
     MANAGED_BY_LABEL,
@@ -122,6 +123,8 @@ class ConfigMapRecord(Record):
     """A ConfigMap of ours, with its data."""
 
     data: Mapping[str, str]
+    foreign_keys: frozenset[str] = frozenset()
+    """Keys of ``data`` that somebody else than the operator wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +142,9 @@ class NodeRecord(Record):
     """None where it has none."""
 
 
+LAST_USED_ANNOTATION: Final = f"{GROUP}/last-used"
+"""When a plan could last be made from a measurement, to the day."""
+_OPERATORS: Final = frozenset({OPERATOR, ANCHORS})
 CPU_MODEL_LABELS: Final = (f"{GROUP}/cpu-model", "feature.node.kubernetes.io/cpu-model.name")
 
 
@@ -294,7 +300,17 @@ def _ended(terminated: Body | None) -> Ended | None:
 
 def config_map(body: Body) -> ConfigMapRecord:
     """Project a ConfigMap of ours."""
-    return ConfigMapRecord(**_common(body), data=dict(body.get("data") or {}))
+    return ConfigMapRecord(
+        **_common(body), data=dict(body.get("data") or {}), foreign_keys=_foreign_keys(body)
+    )
+
+
+def _foreign_keys(body: Body) -> frozenset[str]:
+    found: set[str] = set()
+    for entry in (body.get("metadata") or {}).get("managedFields") or ():
+        if entry.get("manager") not in _OPERATORS:
+            found |= set((entry.get("fieldsV1") or {}).get("f:data") or ())
+    return frozenset(key.removeprefix("f:") for key in found)
 
 
 def node(body: Body) -> NodeRecord:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from trimtab.kube.resources import Manifest
+    from trimtab.kube.resources import Manifest, Resource
     from trimtab.kube.writer import Writer
     from trimtab.observe.cache import Change
     from trimtab.observe.caches import Caches
-    from trimtab.observe.records import IntentRecord, PodRecord, Record
+    from trimtab.observe.records import IntentRecord, Record
     from trimtab.reconcile.plan import Deletion, EventRecord, Plan
 
 _log = structlog.get_logger(__name__)
@@ -173,14 +173,21 @@ class Executor:
             self._changed(deletion.resource.plural, change)
         self._children.pop((deletion.resource.plural, deletion.namespace, deletion.name), None)
 
-    async def annotate(self, pod: PodRecord, key: str, value: str) -> None:
-        """Set one annotation of a pod of ours."""
+    async def annotate(
+        self, record: Record, key: str, value: str, *, resource: Resource = POD
+    ) -> None:
+        """Set one annotation of an object of ours."""
         answer = await self._writer.annotate(
-            POD, namespace=pod.namespace, name=pod.name, uid=pod.uid, key=key, value=value
+            resource,
+            namespace=record.namespace,
+            name=record.name,
+            uid=record.uid,
+            key=key,
+            value=value,
         )
-        _, change = self._caches[POD.plural].put(answer)
+        _, change = self._caches[resource.plural].put(answer)
         if change is not None:
-            self._changed(POD.plural, change)
+            self._changed(resource.plural, change)
 
     async def _status(
         self, plan: Plan, conditions: tuple[Condition, ...], subject: IntentRecord

@@ -44,6 +44,8 @@ from trimtab.reconcile.routes import RoutesKeeper
 from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, planned_load
 from trimtab.reconcile.stepping import STEPS_SECONDS, Stepper
 from trimtab.reconcile.sweep import SWEEP_SECONDS, Sweeper
+from trimtab.reconcile.unused import KINDS as PRUNED_KINDS
+from trimtab.reconcile.unused import LOOK_SECONDS, Pruner
 from trimtab.reconcile.volumes import VolumeReader
 from trimtab.reconcile.waking import Waker
 from trimtab.reconcile.world import World
@@ -193,6 +195,9 @@ class Operator:
             drifted=self._drifted,
             policy=PlannerPolicy(),
         )
+        for kind in PRUNED_KINDS:
+            metrics.UNUSED_DELETED.labels(kind=kind)
+        self._pruner = Pruner(self.world, executor=self.executor)
         self._slots = asyncio.Semaphore(STEPS_AT_ONCE)
         self._jobs = self._periodics(admin)
         self.waker = Waker(
@@ -250,6 +255,7 @@ class Operator:
             ("sweep", self.sweeper.step, SWEEP_SECONDS),
             ("loads", self._loads.step, LOADS_SECONDS),
             ("anchors", self._anchors.step, ANCHORS_SECONDS),
+            ("unused", self._pruner.step, LOOK_SECONDS),
             ("release", self.sweeper.release_stuck, _RELEASE_SECONDS),
         ]
         return {

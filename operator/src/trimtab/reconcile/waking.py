@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL
+from trimtab.observe.records import LAST_USED_ANNOTATION, ConfigMapRecord
 from trimtab.reconcile.naming import model_name
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Waker:
                 self._run("routes")
         if GROUP_LABEL in record.labels and plural in ("pods", "configmaps"):
             self._run("reloads")
-        if plural in _FINGERPRINT_KINDS:
+        if plural in _FINGERPRINT_KINDS and not _only_noted(change):
             self._measured(plural, record, component)
 
     def _measured(self, plural: str, record: Record, component: str | None) -> None:
@@ -155,6 +156,22 @@ class Waker:
 
 def _can_be_sent_requests(pod: PodRecord | None) -> bool:
     return pod is not None and pod.ready and not pod.deleting
+
+
+def _only_noted(change: Change[Any]) -> bool:
+    """Tell whether nothing has changed but when a document was last used."""
+    before, after = change.before, change.after
+    if not isinstance(before, ConfigMapRecord) or not isinstance(after, ConfigMapRecord):
+        return False
+    same = (before.uid, before.data, before.labels) == (after.uid, after.data, after.labels)
+    noted = before.annotations.get(LAST_USED_ANNOTATION) != after.annotations.get(
+        LAST_USED_ANNOTATION
+    )
+    return same and noted and _unnoted(before) == _unnoted(after)
+
+
+def _unnoted(record: ConfigMapRecord) -> dict[str, str]:
+    return {k: v for k, v in record.annotations.items() if k != LAST_USED_ANNOTATION}
 
 
 def _key(record: Record) -> str:

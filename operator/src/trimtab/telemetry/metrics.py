@@ -123,6 +123,12 @@ INVALID_FINGERPRINTS: Final = Gauge(
     "Fingerprint documents that cannot be used as they are; events FingerprintInvalid name them.",
     registry=REGISTRY,
 )
+UNUSED_DELETED: Final = Counter(
+    "trimtab_unused_measurements_deleted_total",
+    "Measurements that nothing had used for 30 days and that were deleted (fingerprint, accuracy).",
+    ["kind"],
+    registry=REGISTRY,
+)
 PREDICTION_RATIO: Final = Gauge(
     "trimtab_prediction_ratio",
     "Observed over predicted, median of the intents that have both.",
