@@ -41,6 +41,8 @@ class ObjectCache(Generic[T]):
         self._by_owner: dict[Uid, set[tuple[str, str]]] = {}
         self._uids: dict[Uid, tuple[str, str]] = {}
         self._gone: OrderedDict[Uid, None] = OrderedDict()
+        self.revision = 0
+        """Rises with every change: what is worked out from all records holds as long as it stands."""
 
     def __len__(self) -> int:
         return len(self._records)
@@ -121,12 +123,14 @@ class ObjectCache(Generic[T]):
         return Change(before=before, after=None)
 
     def _index(self, record: T) -> None:
+        self.revision += 1
         self._records[record.key] = record
         self._uids[record.uid] = record.key
         for owner in record.owner_uids:
             self._by_owner.setdefault(owner, set()).add(record.key)
 
     def _unindex(self, record: T) -> None:
+        self.revision += 1
         self._records.pop(record.key, None)
         self._uids.pop(record.uid, None)
         for owner in record.owner_uids:

@@ -22,7 +22,7 @@ from trimtab.reconcile.labels import shared_labels
 from trimtab.reconcile.measuring import DocumentError, Measurer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from trimtab.kube.resources import Manifest
     from trimtab.observe.records import JobRecord
@@ -59,6 +59,9 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
     def book(self) -> FingerprintBook:
         """Which documents are in force: one that is spoilt answers nothing."""
         return FingerprintBook()
+
+    _indexed: tuple[int, Mapping[str, Sequence[str]]] | None = None
+    """What `_answers` found, and at which revision of the cache."""
 
     # What intents read.
 
@@ -182,13 +185,25 @@ class FingerprintKeeper(Measurer[FingerprintNeed]):
         return self._answered(need.key) and not due
 
     def _answered(self, key: str) -> bool:
-        namespace, name = self._settings.system_namespace, f"fp-{key}"
-        return any(
-            (record.name == name or record.annotations.get(ANSWERS_ANNOTATION) == key)
-            and self.book.in_force(record.name)
-            for record in self._caches.configmaps
-            if record.namespace == namespace
-        )
+        names = set(self._answers().get(key, ()))
+        if self._caches.configmaps.get(self._settings.system_namespace, f"fp-{key}") is not None:
+            names.add(f"fp-{key}")
+        return any(self.book.in_force(name) for name in names)
+
+    def _answers(self) -> Mapping[str, Sequence[str]]:
+        """Return the names of documents by the need that they were measured for.
+
+        Every intent asks at every step: one look through all ConfigMaps serves until one changes.
+        """
+        known = self._caches.configmaps
+        if self._indexed is None or self._indexed[0] != known.revision:
+            found: dict[str, list[str]] = {}
+            for record in known:
+                key = record.annotations.get(ANSWERS_ANNOTATION)
+                if key and record.namespace == self._settings.system_namespace:
+                    found.setdefault(key, []).append(record.name)
+            self._indexed = known.revision, found
+        return self._indexed[1]
 
     def _jobs(self) -> Sequence[JobRecord]:
         return [j for j in self._jobs_labelled() if j.namespace == self._settings.system_namespace]
