@@ -18,7 +18,7 @@ from tests.unit.planning.gpu_builders import (
 )
 from trimtab.planning.fingerprint import MemoryPoint
 from trimtab.planning.fleet import plan_fleet
-from trimtab.planning.gpus import gpu_memory
+from trimtab.planning.gpu_memory import gpu_memory
 from trimtab.planning.slowdown import NONE, Slowdown, slowdown, slowed
 from trimtab.planning.snapshot import Assignment, Config, Constraints, LeftOut, Load
 from trimtab.planning.step_model import StepWork, fit
@@ -46,7 +46,7 @@ def memory_of(architecture=LLAMA_8B, *, depth=32, product=H100, **shape):
         gpu_bytes=SIZES[product],
         kv_precision="bf16",
         block_tokens=16,
-        fingerprint=None,
+        rows=(),
         policy=POLICY,
     )
 
@@ -56,12 +56,12 @@ def plan(*intents, **fields):
 
 
 def test_memory_of_8b_on_one_h100_by_hand():
-    """16 GB of weights, 2.3 GiB + 5 % beside them, 2 % reserve of 92 %: the rest is KV of 128 KiB a token."""
+    """16 GB of weights, 2.3 GiB + 5 % beside them, 2 % of the engine's 92 % in reserve: the rest is KV of 128 KiB a token."""
     found = memory_of()
     parameters = 32 * LLAMA_8B.layer_parameters() + 2 * 128256 * 4096
     assert found.weights == pytest.approx(2 * parameters, rel=1e-5)
     beside = POLICY.unmeasured_gpu_bytes + 0.05 * found.weights
-    left = (0.92 - 0.02) * SIZES[H100] - found.weights - beside
+    left = 0.98 * 0.92 * SIZES[H100] - found.weights - beside
     assert found.kv_tokens == pytest.approx(left / (32 * 2 * 8 * 128 * 2), abs=17)
     assert found.kv_tokens % 16 == 0
     assert found.weights + found.beside + found.reserve + found.kv <= found.budget
@@ -259,7 +259,7 @@ def test_tables_keep_16_bits_under_8_bit_layers():
     """On two ranks each holds half of the layers at a byte per value and half of two tables at two."""
     found = memory_of(tp=2, precision="fp8")
     layers = 32 * LLAMA_8B.layer_parameters()
-    assert found.weights == pytest.approx((layers + 2 * 2 * 128256 * 4096) / 2, rel=1e-5)
+    assert found.weights == pytest.approx((layers + 2 * 2 * 128256 * 4096) / 2, rel=1e-4)
     one = 32 * LLAMA_8B.layer_parameters() + 2 * LLAMA_8B.fixed_parameters()
     host = one + 2 * POLICY.gpu_rank_host_bytes
     assert found.total == pytest.approx(host * 1.02, rel=1e-5)
@@ -271,7 +271,6 @@ def test_graphs_that_gave_memory_back_make_no_room():
 
     def beside(graphs):
         row = MemoryPoint(depth=4, weights=0, activation=gib, non_torch=gib, graphs=graphs)
-        measured = replace(a_fingerprint(key=a_key()), memory=(row,))
         return gpu_memory(
             LLAMA_8B,
             a_config(),
@@ -279,7 +278,7 @@ def test_graphs_that_gave_memory_back_make_no_room():
             gpu_bytes=SIZES[H100],
             kv_precision="bf16",
             block_tokens=16,
-            fingerprint=measured,
+            rows=(row,),
             policy=POLICY,
         ).beside
 

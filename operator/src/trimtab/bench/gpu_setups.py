@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from trimtab.bench.estimates import profiling_ratio
-from trimtab.bench.gpu_memory import ParallelismError, Split, gpu_memory
 from trimtab.bench.known_models import KNOWN
 from trimtab.cli.catalogue import CatalogueQuery, ask
 from trimtab.cli.output import CommandError
@@ -18,6 +17,8 @@ from trimtab.planning.architecture import architecture_hash
 from trimtab.planning.confidence import assess, margin_permille
 from trimtab.planning.fingerprint import FingerprintInvalidError, FingerprintKey, parse
 from trimtab.planning.gpu_grid import FULL, THIN, thinned
+from trimtab.planning.gpu_memory import gpu_memory, indivisible
+from trimtab.planning.gpus import gpu_configs
 from trimtab.planning.roofline_gpu import PEAKS, gpu_roofline
 from trimtab.planning.step_model import StepWork, fit
 
@@ -43,6 +44,7 @@ _CLASSES: Final[Mapping[str, str]] = {
     "qwen3": "Qwen3ForCausalLM",
 }
 _PRECISION: Final = "bf16"
+_BLOCK_TOKENS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,13 +141,13 @@ def setups(
             continue
         try:
             ready.append(_setup(model, product, size, full, policy=policy))
-        except (FingerprintInvalidError, ParallelismError, _NoRoomError) as error:
+        except (FingerprintInvalidError, _NoRoomError) as error:
             refused[name] = str(error)
     return Setups(label=label, setups=tuple(ready), refused=refused)
 
 
 class _NoRoomError(Exception):
-    """The model does not fit; the sentence has both figures."""
+    """The model does not fit, or does not divide; the sentence has both figures."""
 
 
 _Wanted = tuple[str, str, int]
@@ -228,18 +230,23 @@ def _setup(
     model: str, product: str, size: int, full: Fingerprint, *, policy: PlannerPolicy
 ) -> Setup:
     known, gpu = KNOWN[model], PRODUCTS[product]
+    uneven = indivisible(known.architecture, depth=known.depth, ranks=size, stages=1)
+    if uneven is not None:
+        raise _NoRoomError(uneven)
+    [config] = gpu_configs(gpu.name, stages=1, precisions=(_PRECISION,), sizes=(size,))
     memory = gpu_memory(
         known.architecture,
+        config,
         depth=known.depth,
-        precision=_PRECISION,
-        kv_precision=_PRECISION,
-        split=Split(tensor=size),
         gpu_bytes=round(gpu.gib * GIB),
+        kv_precision=_PRECISION,
+        block_tokens=_BLOCK_TOKENS,
+        rows=(),
         policy=policy,
     )
-    if not memory.fits(LONGEST):
+    if memory.kv_tokens < LONGEST:
         raise _NoRoomError(
-            f"weights take {memory.weights / GIB:.1f} GiB of {memory.limit / GIB:.1f}, and the rest holds "
+            f"weights take {memory.weights / GIB:.1f} GiB of {memory.budget / GIB:.1f}, and the rest holds "
             f"{memory.kv_tokens} tokens, not a request of {LONGEST}"
         )
     thin = thinned(full)
@@ -265,7 +272,7 @@ def _setup(
         kv_tokens=memory.kv_tokens,
         weights=memory.weights,
         token=memory.token,
-        room=memory.limit - memory.reserve - memory.activation - memory.non_torch - memory.graphs,
+        room=memory.budget - memory.reserve - memory.beside,
         margin_permille=margin_permille(confidence.level, policy=policy),
         profiling=profiling_ratio(seen),
     )

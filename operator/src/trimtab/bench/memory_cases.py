@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from trimtab.bench.gpu_memory import ParallelismError, Split, gpu_memory, rank_architecture
 from trimtab.bench.known_models import KNOWN
 from trimtab.planning.fingerprint import MemoryPoint
+from trimtab.planning.gpu_memory import gpu_memory, indivisible
+from trimtab.planning.gpus import gpu_configs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from trimtab.bench.gpu_memory import GpuMemory
+    from trimtab.planning.gpu_memory import GpuMemory
     from trimtab.planning.policy import PlannerPolicy
 
 JSON = dict[str, Any]  # any: JSON
@@ -38,7 +39,7 @@ _MODELS: Final = ("llama-3.1-8b", "qwen3-14b", "qwen3-32b", "llama-3.1-70b")
 _SIZES: Final = (1, 2, 4, 8)
 _PRECISIONS: Final = ("bf16", "fp8")
 _ENOUGH: Final = 0.03
-_WHOLE: Final = Split()
+_BLOCK_TOKENS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,8 @@ class Case:
     fitted: bool
     exact: bool = False
     precision: str = "bf16"
-    split: Split = _WHOLE
+    tensor: int = 1
+    pipeline: int = 1
     fraction_permille: int = 920
     rows: tuple[MemoryPoint, ...] = ()
 
@@ -106,7 +108,7 @@ CASES: Final = (
         needs_tokens=55_952,
         fitted=True,
         exact=True,
-        split=Split(pipeline=2),
+        pipeline=2,
     ),
     Case(
         source="llm-d Planner #8: 70B recommended on one L4",
@@ -132,7 +134,7 @@ CASES: Final = (
         needs_tokens=32_768,
         fitted=True,
         precision="int4",
-        split=Split(tensor=2),
+        tensor=2,
         fraction_permille=900,
     ),
 )
@@ -144,25 +146,51 @@ NOT_CHECKED: Final = {
 }
 
 
+def planned(
+    model: str,
+    *,
+    gib: float,
+    precision: str,
+    kv_precision: str,
+    tensor: int = 1,
+    pipeline: int = 1,
+    fraction_permille: int,
+    rows: tuple[MemoryPoint, ...] = (),
+    policy: PlannerPolicy,
+) -> GpuMemory:
+    """Return what a plan counts on, of which the engine takes another fraction than plans assume."""
+    known = KNOWN[model]
+    [config] = gpu_configs("", stages=pipeline, precisions=(precision,), sizes=(tensor,))
+    return gpu_memory(
+        known.architecture,
+        config,
+        depth=known.depth,
+        gpu_bytes=round(gib * GIB),
+        kv_precision=kv_precision,
+        block_tokens=_BLOCK_TOKENS,
+        rows=rows,
+        policy=replace(policy, gpu_memory_permille=fraction_permille),
+    )
+
+
 def judge_case(case: Case, *, policy: PlannerPolicy) -> JSON:
     """Return what is planned for a case beside what happened.
 
     ``false_fit``: it is said to fit and did not, or the cache is said to hold more than it did, by more
     than 3 %.
     """
-    known = KNOWN[case.model]
-    memory = gpu_memory(
-        known.architecture,
-        depth=known.depth,
+    memory = planned(
+        case.model,
+        gib=GPUS_GIB[case.gpu],
         precision=case.precision,
         kv_precision="bf16",
-        split=case.split,
-        gpu_bytes=round(GPUS_GIB[case.gpu] * GIB),
+        tensor=case.tensor,
+        pipeline=case.pipeline,
         fraction_permille=case.fraction_permille,
         rows=case.rows,
         policy=policy,
     )
-    fits = memory.fits(case.needs_tokens)
+    fits = memory.kv_tokens >= case.needs_tokens
     over = memory.kv_tokens / case.needs_tokens - 1
     false_fit = over > _ENOUGH if case.exact else fits and not case.fitted
     return {
@@ -170,8 +198,8 @@ def judge_case(case: Case, *, policy: PlannerPolicy) -> JSON:
         "model": case.model,
         "gpu": case.gpu,
         "precision": case.precision,
-        "tensor_parallel_size": case.split.tensor,
-        "pipeline_parallel_size": case.split.pipeline,
+        "tensor_parallel_size": case.tensor,
+        "pipeline_parallel_size": case.pipeline,
         "fraction_permille": case.fraction_permille,
         "overhead": "measured" if memory.measured else "rule of thumb",
         "weights_gib": round(memory.weights / GIB, 2),
@@ -198,32 +226,23 @@ def options(*, policy: PlannerPolicy) -> Iterator[JSON]:
     for name, gib, tensor, precision, fraction in itertools.product(
         _MODELS, GPUS_GIB.values(), _SIZES, _PRECISIONS, FRACTIONS_PERMILLE
     ):
-        known = KNOWN[name]
         size = round(gib * GIB)
-        memory = gpu_memory(
-            known.architecture,
-            depth=known.depth,
-            precision=precision,
-            kv_precision=precision,
-            split=Split(tensor=tensor),
-            gpu_bytes=size,
-            fraction_permille=fraction,
-            policy=policy,
-        )
-        whole = gpu_memory(
-            known.architecture,
-            depth=known.depth,
-            precision=precision,
-            kv_precision=precision,
-            split=Split(),
-            gpu_bytes=size,
-            fraction_permille=fraction,
-            policy=policy,
+        memory, whole = (
+            planned(
+                name,
+                gib=gib,
+                precision=precision,
+                kv_precision=precision,
+                tensor=ranks,
+                fraction_permille=fraction,
+                policy=policy,
+            )
+            for ranks in (tensor, 1)
         )
         yield {
-            "fits": memory.fits(known.context),
+            "fits": memory.kv_tokens >= KNOWN[name].context,
             "planned_permille_of_gpu": 1000 * memory.planned / size,
-            "within": memory.planned + memory.reserve <= memory.limit <= size,
+            "within": memory.planned + memory.reserve <= memory.budget <= size,
             "weights_of_all_ranks_ratio": tensor * memory.weights / whole.weights,
         }
 
@@ -232,10 +251,7 @@ def uneven_sizes() -> list[JSON]:
     """Return sizes that do not divide a model's heads, and what is said about them."""
     found = []
     for name, tensor in (("llama-3.1-8b", 3), ("qwen1.5-32b", 16), ("smollm2-135m", 2)):
-        try:
-            rank_architecture(KNOWN[name].architecture, tensor)
-            said = ""
-        except ParallelismError as error:
-            said = str(error)
-        found.append({"model": name, "tensor_parallel_size": tensor, "refused": said})
+        known = KNOWN[name]
+        said = indivisible(known.architecture, depth=known.depth, ranks=tensor, stages=1)
+        found.append({"model": name, "tensor_parallel_size": tensor, "refused": said or ""})
     return found

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from trimtab.bench.gpu_memory import ParallelismError, Split, gpu_memory
 from trimtab.cli.output import CommandError
 from trimtab.planning.architecture import Architecture, UnsupportedArchitectureError
+from trimtab.planning.gpu_memory import gpu_memory, indivisible
+from trimtab.planning.gpus import gpu_configs
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.scheduler_limits import SchedulerLimits
 
@@ -169,24 +170,24 @@ def kv_tokens(
         missing = "GPU memory" if size is None else "the model's sizes"
         return UNBOUND_TOKENS, f"unbounded: {missing} not given, so nothing is preempted"
     share = model.gpu_share or engine.gpu_share
-    try:
-        memory = gpu_memory(
-            architecture,
-            depth=model.depth,
-            precision=precision,
-            kv_precision=kv_precision,
-            split=Split(tensor=tp),
-            gpu_bytes=size,
-            fraction_permille=round(1000 * share),
-            block_tokens=engine.limits.block_tokens,
-            policy=PlannerPolicy(),
-        )
-    except ParallelismError as error:
-        raise CommandError(f"{error} Give the engine's own tensor_parallel_size.") from error
+    uneven = indivisible(architecture, depth=model.depth, ranks=tp, stages=1)
+    if uneven is not None:
+        raise CommandError(f"{uneven} Give the engine's own tensor_parallel_size.")
+    [config] = gpu_configs("", stages=1, precisions=(precision,), sizes=(tp,))
+    memory = gpu_memory(
+        architecture,
+        config,
+        depth=model.depth,
+        gpu_bytes=size,
+        kv_precision=kv_precision,
+        block_tokens=engine.limits.block_tokens,
+        rows=(),
+        policy=PlannerPolicy(gpu_memory_permille=round(1000 * share)),
+    )
     if not memory.kv_tokens:
         raise CommandError(
             f"The model's weights take {memory.weights / _GIB:.1f} GiB of each GPU, and nothing is "
-            f"left of {memory.limit / _GIB:.1f} GiB for the KV cache. Give the memory of the GPU that "
+            f"left of {memory.budget / _GIB:.1f} GiB for the KV cache. Give the memory of the GPU that "
             "served."
         )
     return memory.kv_tokens, (

@@ -14,7 +14,8 @@ from trimtab.planning.calibration import Correction
 from trimtab.planning.confidence import assess, lowered, margin_permille, ttft_margin_permille
 from trimtab.planning.curves import Curve
 from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, FingerprintKey
-from trimtab.planning.gpus import GpuMemory, gpu_bytes, gpu_memory, known_peak
+from trimtab.planning.gpu_memory import GpuMemory, gpu_memory
+from trimtab.planning.gpus import gpu_bytes, known_peak
 from trimtab.planning.memory import MemoryPlan, memory_plan
 from trimtab.planning.plan import Anchoring, Latency, Option, Prediction
 from trimtab.planning.policy import PlannerPolicy
@@ -481,7 +482,7 @@ class Estimator:
                 gpu_bytes=gpu_bytes(snapshot.gpu_pools, config.product),
                 kv_precision=compute_precision(config.precision),
                 block_tokens=snapshot.capabilities.block_tokens,
-                fingerprint=one.source.fingerprint,
+                rows=one.source.fingerprint.memory,
                 policy=policy,
             )
         busy = math.ceil((1 + others) * (load.prompt + load.output))

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from trimtab.planning.estimate import evaluate, gpu_source, longest_request
-from trimtab.planning.gpus import (
-    gpu_bytes,
-    gpu_configs,
-    gpu_memory,
-    largest_node,
-    too_large,
-)
+from trimtab.planning.gpu_memory import gpu_memory, indivisible
+from trimtab.planning.gpus import gpu_bytes, gpu_configs, largest_node, too_large
 from trimtab.planning.plan import Alternative, Lost, Option, Reason
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision, loses_accuracy
@@ -317,14 +312,9 @@ def _unsupported(
 def _indivisible(config: Config, model: ModelView) -> str | None:
     """Return why a model or its threads do not divide over the ranks of a replica."""
     ranks, stages = config.tensor_parallel_size, config.pipeline_parallel_size
-    heads, kv_heads = model.architecture.attention_heads, model.architecture.kv_heads
-    if model.depth % stages:
-        return f"Pipeline parallel size {stages} does not divide the model's {model.depth} layers."
-    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
-        return (
-            f"Tensor parallel size {ranks} does not divide the model's {heads} attention heads and "
-            f"{kv_heads} key heads."
-        )
+    why = indivisible(model.architecture, depth=model.depth, ranks=ranks, stages=stages)
+    if why is not None:
+        return why
     if config.product == "cpu" and config.threads % (ranks * stages):
         return (
             f"Pipeline parallel size {stages} with tensor parallel size {ranks} does not divide "
@@ -373,7 +363,7 @@ def _unfit(
         gpu_bytes=size,
         kv_precision=compute_precision(config.precision),
         block_tokens=snapshot.capabilities.block_tokens,
-        fingerprint=source,
+        rows=source.memory,
         policy=policy,
     )
     load = planned_load(intent.load, context_length=model.context_length, policy=policy)

@@ -4,35 +4,29 @@ import dataclasses
 
 import pytest
 
-from trimtab.bench.gpu_memory import (
-    UNMEASURED_BYTES,
-    ParallelismError,
-    Split,
-    gpu_memory,
-    rank_architecture,
-)
 from trimtab.bench.known_models import KNOWN
-from trimtab.bench.memory_cases import CASES, FRACTIONS_PERMILLE, GIB, judge_case, options
+from trimtab.bench.memory_cases import (
+    CASES,
+    FRACTIONS_PERMILLE,
+    GIB,
+    judge_case,
+    options,
+    uneven_sizes,
+)
+from trimtab.bench.memory_cases import planned as planned_with
 from trimtab.planning.fingerprint import MemoryPoint
+from trimtab.planning.gpu_memory import gpu_memory
+from trimtab.planning.gpus import gpu_configs
 from trimtab.planning.policy import PlannerPolicy
 
 POLICY = PlannerPolicy()
 LLAMA = KNOWN["llama-3.1-8b"]
 
 
-def planned(name="llama-3.1-8b", *, gib=79.2, split=None, fraction=920, rows=(), precision="bf16"):
-    known = KNOWN[name]
-    return gpu_memory(
-        known.architecture,
-        depth=known.depth,
-        precision=precision,
-        kv_precision="bf16",
-        split=split or Split(),
-        gpu_bytes=round(gib * GIB),
-        fraction_permille=fraction,
-        rows=rows,
-        policy=POLICY,
-    )
+def planned(name="llama-3.1-8b", **fields):
+    """Return what a plan counts on with a GPU of 80 GB, of which the engine takes 92 %."""
+    given = {"gib": 79.2, "precision": "bf16", "kv_precision": "bf16", "fraction_permille": 920}
+    return planned_with(name, policy=POLICY, **given | fields)
 
 
 def rows(*graphs):
@@ -47,15 +41,15 @@ def test_parts_add_up_to_the_fraction():
     memory = planned()
     assert memory.weights == pytest.approx(15.0 * GIB, rel=0.003)
     assert memory.token == 128 * 1024
-    left = memory.limit - memory.reserve - memory.planned
+    left = memory.budget - memory.reserve - memory.planned
     assert 0 <= left < 16 * memory.token
-    assert memory.activation == UNMEASURED_BYTES + memory.weights * 50 // 1000
+    assert memory.beside == POLICY.unmeasured_gpu_bytes + memory.weights * 50 // 1000
     assert memory.kv_tokens % 16 == 0
 
 
 def test_ranks_share_layers_vocabulary_and_cache():
     """Four ranks hold a quarter each, but for norms; sixteen hold a key head each, some of them twice."""
-    one, four, sixteen = (planned(split=Split(tensor=n)) for n in (1, 4, 16))
+    one, four, sixteen = (planned(tensor=n) for n in (1, 4, 16))
     assert 4 * four.weights == pytest.approx(one.weights, rel=0.001)
     assert 4 * four.weights > one.weights
     assert four.token == one.token // 4
@@ -65,16 +59,18 @@ def test_ranks_share_layers_vocabulary_and_cache():
 def test_a_vocabulary_that_does_not_divide_is_padded():
     """A rank never holds less than its part."""
     odd = dataclasses.replace(LLAMA.architecture, vocab_size=128257)
+    [config] = gpu_configs("", stages=1, precisions=("bf16",), sizes=(4,))
     memory = gpu_memory(
         odd,
+        config,
         depth=1,
-        precision="bf16",
-        kv_precision="bf16",
-        split=Split(tensor=4),
         gpu_bytes=80 * GIB,
+        kv_precision="bf16",
+        block_tokens=16,
+        rows=(),
         policy=POLICY,
     )
-    even = planned(split=Split(tensor=4))
+    even = planned(tensor=4)
     layer = (even.weights - gpu_tables(even)) // LLAMA.depth
     padded = 2 * (128256 // 4 + 64) * 4096 * 2
     assert layer < memory.weights <= layer + padded + 4096 * 2
@@ -87,22 +83,19 @@ def gpu_tables(memory):
 
 def test_stages_hold_their_layers_and_one_table():
     """Two stages: half of the layers, and the embedding or the head."""
-    one, two = planned("qwen3-14b"), planned("qwen3-14b", split=Split(pipeline=2))
+    one, two = planned("qwen3-14b"), planned("qwen3-14b", pipeline=2)
     table = 151936 * 5120 * 2
     assert 2 * two.weights == pytest.approx(one.weights, rel=0.001)
     assert two.weights > (one.weights - 2 * table) // 2 + table - 1
     assert two.token == one.token // 2
-    with pytest.raises(ParallelismError, match="32 layers"):
-        planned(split=Split(pipeline=33))
 
 
 def test_measured_rows_replace_the_rule_of_thumb():
     """Graphs grow with depth, activation and libraries do not; less than nothing counts as nothing."""
     memory = planned(rows=rows(100, 150))
     assert memory.measured
-    assert (memory.activation, memory.non_torch) == (GIB, GIB // 2)
-    assert memory.graphs == 100 + 31 * 50
-    assert planned(rows=rows(-100, -200)).graphs == 0
+    assert memory.beside == GIB + GIB // 2 + 100 + 31 * 50
+    assert planned(rows=rows(-100, -200)).beside == GIB + GIB // 2
 
 
 def test_eight_bits_shrink_layers_and_not_the_tables():
@@ -112,11 +105,20 @@ def test_eight_bits_shrink_layers_and_not_the_tables():
     assert 2 * (half.weights - tables) == pytest.approx(full.weights - tables, rel=0.001)
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("llama-3.1-8b", 3), ("smollm2-135m", 2)])
-def test_ranks_that_do_not_divide_the_heads_are_refused(name, ranks):
-    """The sentence names both numbers."""
-    with pytest.raises(ParallelismError, match=f"size {ranks} does not divide .* heads"):
-        rank_architecture(KNOWN[name].architecture, ranks)
+def test_ranks_that_do_not_divide_the_heads_are_refused():
+    """The sentence names both numbers, by the words that a plan uses."""
+    refused = {one["model"]: one["refused"] for one in uneven_sizes()}
+    assert "size 3 does not divide the model's 32 attention heads" in refused["llama-3.1-8b"]
+    assert "size 2 does not divide the model's 9 attention heads" in refused["smollm2-135m"]
+    assert all(refused.values())
+
+
+@pytest.mark.parametrize("ranks", [3, 5, 7, 12])
+def test_a_size_that_does_not_divide_is_rounded_up(ranks):
+    """What runs may have an odd size: a rank never holds less than its part, and no plan fails over it."""
+    whole, part = planned(), planned(tensor=ranks)
+    assert ranks * part.weights > whole.weights
+    assert ranks * part.token >= whole.token
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.source.split(":")[0])
