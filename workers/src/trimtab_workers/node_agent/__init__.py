@@ -1,0 +1,1 @@
+"""What a pod's processes used during an invocation, read from the node's cgroups."""
