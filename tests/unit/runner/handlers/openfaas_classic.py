@@ -1,0 +1,5 @@
+"""OpenFaaS: the classic python3 template."""
+
+
+def handle(req):
+    return req.upper()
