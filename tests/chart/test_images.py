@@ -23,9 +23,22 @@ def dependencies() -> set[str]:
     return {re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]}
 
 
-def gateway_requirements() -> set[str]:
-    text = (ROOT / "images" / "gateway" / "requirements.txt").read_text()
+def requirements(image: str) -> set[str]:
+    text = (ROOT / "images" / image / "requirements.txt").read_text()
     return {line for line in text.splitlines() if line and not line.startswith("#")}
+
+
+def closure(names: set[str]) -> set[str]:
+    """Return the distributions and all that they need."""
+    needed, new = set(), names
+    while new:
+        needed |= new
+        lines = [line for name in new for line in importlib.metadata.requires(name) or []]
+        new = {
+            re.split(r"[<>=!;~\[ ]", line)[0] for line in lines if "extra ==" not in line
+        } - needed
+        new = {name for name in new if installed(name)}
+    return {name.lower() for name in needed}
 
 
 def installed(name: str) -> bool:
@@ -37,9 +50,17 @@ def installed(name: str) -> bool:
 
 
 def test_there_is_an_image_for_every_process() -> None:
-    """Operator, gateway, workers for CPUs and for CUDA, and the catalogue apart from all of them."""
+    """Operator, gateway, function runner, node agent, workers for CPUs and for CUDA, and the catalogue apart from all of them."""
     names = [path.parent.name for path in DOCKERFILES]
-    assert names == ["catalogue", "gateway", "operator", "worker", "worker-cuda"]
+    assert names == [
+        "catalogue",
+        "gateway",
+        "node-agent",
+        "operator",
+        "runner",
+        "worker",
+        "worker-cuda",
+    ]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
@@ -79,26 +100,24 @@ def test_only_the_catalogues_image_contains_the_catalogue() -> None:
     extra = re.compile(r"\[[^]]*catalogue|aiconfigurator")
     having = [path.parent.name for path in DOCKERFILES if extra.search(path.read_text())]
     assert having == ["catalogue"]
-    assert "aiconfigurator" not in dependencies() | gateway_requirements()
+    assert "aiconfigurator" not in dependencies() | requirements("gateway")
 
 
-def test_the_gateway_needs_only_what_its_image_installs() -> None:
-    """With every other dependency of the distribution hidden, the gateway still imports."""
-    assert gateway_requirements() <= dependencies()
-    needed, new = set(), gateway_requirements()
-    while new:
-        needed |= new
-        lines = [line for name in new for line in importlib.metadata.requires(name) or []]
-        new = {
-            re.split(r"[<>=!;~\[ ]", line)[0] for line in lines if "extra ==" not in line
-        } - needed
-        new = {name for name in new if installed(name)}
-    hidden = sorted(name.replace("-", "_") for name in dependencies() - {n.lower() for n in needed})
-    assert {"kopf", "numpy", "highspy", "structlog"} <= set(hidden)
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({hidden!r})); "
-        "import trimtab_workers.gateway.__main__"
+@pytest.mark.parametrize(
+    ("image", "modules"),
+    [
+        ("gateway", "trimtab_workers.gateway.__main__"),
+        ("node-agent", "trimtab_workers.node_agent.__main__"),
+        ("runner", "trimtab_workers.runner.__main__, trimtab_workers.runner.lifecycle"),
+    ],
+)
+def test_a_process_needs_only_what_its_image_installs(image: str, modules: str) -> None:
+    """With every other dependency of the distribution hidden, gateway, node agent and runner still import."""
+    hidden = sorted(
+        name.replace("-", "_") for name in dependencies() - closure(requirements(image))
     )
+    assert {"kopf", "numpy", "highspy", "structlog"} <= set(hidden)
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden!r})); import {modules}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
