@@ -73,6 +73,7 @@ def test_gpus_become_a_pool_less_what_others_use() -> None:
             gpus=5,
             gpu_memory_bytes=81559 * 2**20,
             memory_bytes=500 * 2**30,
+            others=3,
         ),
     )
     assert [pool.node for pool in found.pools] == ["c0"]

@@ -313,6 +313,18 @@ def test_a_newcomer_is_made_room_for_at_once() -> None:
     assert said(town.step(old)) == ("Move", 1, "None")
 
 
+def test_replicas_are_not_broken_for_machines_that_have_no_room() -> None:
+    """One that is taken away on this kind of machine makes no room on another."""
+    town = Town()
+    record = town.intent()
+    town.runs(record, replicas=2)
+    other = dataclasses.replace(an_option().config, cpu_model="Other CPU")
+    town.plans(record, replicas=2, config=other)
+    town.step(record)
+    town.now += 601
+    assert said(town.step(record)) == ("Keep", 2, "NoRoom")
+
+
 def test_whose_step_changes_is_woken_once() -> None:
     """A loop is not woken for what is as it was."""
     town = Town()

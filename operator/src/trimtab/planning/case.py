@@ -38,6 +38,7 @@ class Case:
         settled: The options are sizes of one decision that was weighed before: the first that
             finds room is taken.
         waits: The plan's budget of events was used up before the best option was simulated.
+        beyond: Options that what runs cannot change to while it serves, in order of preference.
     """
 
     intent: IntentView
@@ -52,6 +53,7 @@ class Case:
     needs: tuple[FingerprintNeed, ...] = ()
     settled: bool = False
     waits: bool = False
+    beyond: tuple[Judged, ...] = ()
 
 
 def acceptable(case: Case) -> list[Judged]:

@@ -112,6 +112,22 @@ def price_unknown(intent: IntentView, judged: Sequence[Judged]) -> Problem | Non
     )
 
 
+def an_outage(better: Judged, *, gain: str) -> str:
+    """Return as a sentence what would be gained by an option that what runs cannot change to."""
+    config, replicas = better.option.config, better.option.replicas
+    return (
+        f"{describe_config(config, replicas=replicas)} would {gain}, but no node has room for a "
+        "replica of it beside what runs, and changing without that would be an outage. Any edit of "
+        "the spec makes it change all the same; so does a node more, without the outage."
+    )
+
+
+def outage(intent: IntentView, better: Judged) -> Problem:
+    """Return ``NoCapacity`` for what runs, misses the objective, and has no room to change."""
+    said = an_outage(better, gain="meet the objective")
+    return Problem(reason="NoCapacity", message=f"{_name(intent)}: {said}")
+
+
 def unmet(
     intent: IntentView,
     *,
@@ -245,12 +261,28 @@ def _more_devices(
     )
 
 
-def left_out(problem: Problem, snapshot: FleetSnapshot) -> str:
-    """Return which GPUs would be there but are not planned on, with a space before it.
+def missing(problem: Problem, snapshot: FleetSnapshot) -> str:
+    """Return which GPUs would be there but are others' or not planned on, with a space before it.
 
     Only where room is what is missing; nodes are counted, and named by no one but the reason.
     """
-    if problem.reason not in _ABOUT_ROOM or not snapshot.left_out:
+    if problem.reason not in _ABOUT_ROOM:
+        return ""
+    return f"{_others(snapshot)}{_left_out(snapshot)}"
+
+
+def _others(snapshot: FleetSnapshot) -> str:
+    found: Counter[str] = Counter()
+    for pool in snapshot.gpu_pools:
+        found[pool.product] += pool.others
+    parts = [f"{counted(name, count)} of {name}" for name, count in sorted(found.items()) if count]
+    if not parts:
+        return ""
+    return f" Pods outside this plan request {', '.join(parts)}: as they end, there is room."
+
+
+def _left_out(snapshot: FleetSnapshot) -> str:
+    if not snapshot.left_out:
         return ""
     found = Counter(one.reason for one in snapshot.left_out)
     parts = [

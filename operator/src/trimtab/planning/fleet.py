@@ -5,13 +5,28 @@ from dataclasses import replace
 
 from trimtab.planning.capacity import Ledger, located, one_per_place, place_of
 from trimtab.planning.case import Case, acceptable, allowed, prepare, subjects
-from trimtab.planning.diagnose import Holders, Problem, left_out, price_unknown, unmet
-from trimtab.planning.explain import alternatives, binding, chosen, counted, devices_of
+from trimtab.planning.diagnose import (
+    Holders,
+    Problem,
+    an_outage,
+    missing,
+    outage,
+    price_unknown,
+    unmet,
+)
+from trimtab.planning.explain import (
+    alternatives,
+    binding,
+    chosen,
+    counted,
+    devices_of,
+)
 from trimtab.planning.objectives import Judged, footprint
 from trimtab.planning.options import unmeasured
 from trimtab.planning.plan import FleetPlan, GroupPlan, IntentPlan, Reason, Verdict
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import loses_accuracy
+from trimtab.planning.reach import reachable
 from trimtab.planning.replan import keeps, switching_cost, was_edited
 from trimtab.planning.scarcity import Pick, Unit, share_out
 from trimtab.planning.sharing import (
@@ -57,10 +72,11 @@ def plan_fleet(
         for intent in sorted(snapshot.intents, key=_order)
     ]
     sharing = share(cases, snapshot=snapshot, policy=policy)
+    alone = {c.intent.uid: c for c in reachable(cases, snapshot, policy)}
     gone: set[str] = set()
     closed: set[str] = set()
     while True:
-        units = _units(cases, sharing, snapshot)
+        units = _units(cases, sharing, snapshot, alone=alone)
         ledger, picks = _search(units, snapshot=snapshot, policy=policy)
         places = {w.id: picks.get(leader(w).intent.uid) for w in sharing.workers}
         homeless = {id_ for id_, place in places.items() if place is None}
@@ -85,7 +101,14 @@ def plan_fleet(
     shared = _members(sharing, picks, snapshot=snapshot)
     plans = [
         replace(
-            _told(case, picks, ledger, fleet=fleet, snapshot=snapshot, policy=policy),
+            _told(
+                case if case.intent.uid in shared else alone[case.intent.uid],
+                picks,
+                ledger,
+                fleet=fleet,
+                snapshot=snapshot,
+                policy=policy,
+            ),
             **remapping(case.intent, sharing, shared.get(case.intent.uid)),
         )
         for case in cases
@@ -103,16 +126,25 @@ def _order(intent: IntentView) -> tuple[int, int, str]:
     return (-intent.priority, intent.created_seconds, intent.uid)
 
 
-def _units(cases: Sequence[Case], sharing: Sharing, snapshot: FleetSnapshot) -> list[Unit]:
-    """Return who takes one place or none, by priority and age."""
+def _units(
+    cases: Sequence[Case],
+    sharing: Sharing,
+    snapshot: FleetSnapshot,
+    *,
+    alone: Mapping[str, Case],
+) -> list[Unit]:
+    """Return who takes one place or none, by priority and age.
+
+    ``alone`` are the cases, by uid, as they are for an intent that has a worker of its own.
+    """
     members = {member.uid for worker in sharing.workers for member in worker.members}
-    alone = [case for case in cases if case.intent.uid not in members]
+    others = [alone[case.intent.uid] for case in cases if case.intent.uid not in members]
     running = _running(cases, sharing, snapshot)
     units = [
         Unit(case=case, worker=worker, runs=running.get(case.intent.uid, ()))
         for case, worker in (
             *((unit(worker), worker) for worker in sharing.workers),
-            *((case, None) for case in alone),
+            *((case, None) for case in others),
         )
     ]
     return sorted(units, key=lambda u: _order(u.case.intent))
@@ -337,7 +369,7 @@ def _explained(
     pick = picks.get(intent.uid)
     holders = _holders(intent, picks, snapshot)
     problem = _problem(case, pick, holders, fleet)
-    message = f"{problem.message}{left_out(problem, snapshot)}" if problem else ""
+    message = f"{problem.message}{missing(problem, snapshot)}" if problem else ""
     if pick is not None and load is not None:
         said = chosen(intent, pick.judged, load)
         message = f"{message} Served nearest: {said}" if message else said
@@ -354,7 +386,7 @@ def _explained(
             intent,
             best=pick.judged if pick else None,
             others=[*case.options, *_best_of_others(case)],
-            has_room=lambda judged: ledger.fits(judged.option),
+            has_room=lambda judged: judged not in case.beyond and ledger.fits(judged.option),
             kept=pick.kept if pick else False,
             refused=case.refused,
             policy=policy,
@@ -378,7 +410,7 @@ def _explained(
         load_assumed=load.assumed if load else False,
         keeps_assignment=pick.kept if pick else False,
         needs=case.needs,
-        notes=_notes(case, pick, snapshot),
+        notes=(*_notes(case, pick, snapshot), *_stuck(case, pick, snapshot, policy)),
         losses=model.losses if model else (),
         unmeasured=unmeasured(intent, model, capabilities=capabilities) if model else (),
     )
@@ -404,6 +436,9 @@ def _problem(case: Case, pick: Pick | None, holders: Holders, fleet: Ledger) -> 
         return _unpriced(case)
     if case.load is None:
         return None
+    better = next(iter(case.beyond), None)
+    if pick is not None and better is not None and better.meets:
+        return outage(case.intent, better)
     return unmet(
         case.intent,
         load=case.load,
@@ -444,6 +479,20 @@ def _held(uid: str, picks: Mapping[str, Pick], snapshot: FleetSnapshot) -> str:
 def _unpriced(case: Case) -> Problem | None:
     """MinCost without a price is served with the fewest threads, and says so."""
     return price_unknown(case.intent, case.every)
+
+
+def _stuck(
+    case: Case, pick: Pick | None, snapshot: FleetSnapshot, policy: PlannerPolicy
+) -> tuple[str, ...]:
+    """Return what would serve an intent better if changing to it were no outage, as a sentence."""
+    running, better = case.running, next(iter(case.beyond), None)
+    if pick is None or running is None or better is None or not pick.judged.meets:
+        return ()
+    cost = switching_cost(snapshot, running.option.fingerprint, policy=policy)
+    here = pick.judged.option.config == running.option.config
+    if not here or keeps(pick.judged, better, cost=cost):
+        return ()
+    return (an_outage(better, gain="serve it better"),)
 
 
 def _notes(case: Case, pick: Pick | None, snapshot: FleetSnapshot) -> tuple[str, ...]:

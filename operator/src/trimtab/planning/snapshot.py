@@ -130,6 +130,7 @@ class GpuPool:
         gpus: How many.
         gpu_memory_bytes: Of each.
         memory_bytes: Host memory that others leave.
+        others: GPUs that others' pods request, which are not among ``gpus``.
     """
 
     node: str
@@ -137,6 +138,7 @@ class GpuPool:
     gpus: int
     gpu_memory_bytes: int
     memory_bytes: int
+    others: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

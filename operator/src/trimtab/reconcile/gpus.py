@@ -59,13 +59,15 @@ def gpu_pools(
             out.append(LeftOut(node=node.name, reason=problem))
             continue
         used = foreign.get(node.name)
+        taken = min(gpus.count, used.gpus if used else 0)
         pools.append(
             GpuPool(
                 node=node.name,
                 product=gpus.product,
-                gpus=max(0, gpus.count - (used.gpus if used else 0)),
+                gpus=gpus.count - taken,
                 gpu_memory_bytes=gpus.memory_bytes,
                 memory_bytes=max(0, node.allocatable_bytes - (used.memory_bytes if used else 0)),
+                others=taken,
             )
         )
     return tuple(pools), tuple(out)

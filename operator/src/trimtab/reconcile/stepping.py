@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from trimtab.api.v1alpha1.names import (
@@ -11,7 +11,7 @@ from trimtab.api.v1alpha1.names import (
     PAUSED_ANNOTATION,
     REPLICAS_ANNOTATION,
 )
-from trimtab.planning.capacity import Ledger, located, one_per_place
+from trimtab.planning.beside import Beside
 from trimtab.planning.replan import Running, Wanted, next_step
 from trimtab.planning.transition import Candidate, admit, devices, devices_by_product
 from trimtab.planning.triggers import SpareWatch
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 STEPS_SECONDS: Final = 15.0
 _MICROSECONDS = 1_000_000
-_ANY_MILLICORES = 10**9
 
 
 @dataclass(slots=True)
@@ -75,7 +74,7 @@ class Stepper:
         self._replan = replan
         self._policy = policy
         self._newcomers = False
-        self._ledger: Ledger | None = None
+        self._left: Beside | None = None
         self._seen: dict[str, _Seen] = {}
         self._steps: dict[str, tuple[IntentPlan, Step]] = {}
 
@@ -98,7 +97,7 @@ class Stepper:
         candidates: dict[str, Candidate] = {}
         waiting: dict[str, Step] = {}
         plans: dict[str, IntentPlan] = {}
-        self._newcomers, self._ledger = self._unserved(), None
+        self._newcomers, self._left = self._unserved(), None
         for record in self._world.caches.inferenceintents:
             plan = self._current().by_uid.get(record.uid)
             found = self._candidate(record, plan, now_us=now_us)
@@ -237,6 +236,8 @@ class Stepper:
             fewest = min(found.fewest, running.replicas)
             seen.spare = seen.spare.seen(fewest, now_us=now_us)
         pins = record.spec.get("constraints") or {}
+        moves = option.config != running.config
+        room, swaps = self._ways(record.uid, option) if moves else (0, False)
         return Wanted(
             config=option.config,
             replicas=option.replicas,
@@ -247,27 +248,31 @@ class Stepper:
             running_meets=found.running_meets if found else True,
             fewest=seen.spare.fewest(now_us=now_us, policy=self._policy),
             fewest_now=found.fewest if found else None,
-            room=self._room(option) if option.config != running.config else 0,
+            room=room,
+            swaps=swaps,
             needed=self._newcomers and _takes_less(option, running),
             measuring=self._world.fingerprints.progress(
                 record.uid, plan, first_rollout=False
             ).pending,
         )
 
-    def _room(self, option: Option) -> int:
-        """Return how many replicas of an option fit beside all that runs.
-
-        On ``cpu`` a pod requests a tenth of its threads so that a roll can overlap: memory decides.
-        """
+    def _beside(self) -> Beside | None:
+        """Return what the fleet has left beside all that runs; None before the first plan."""
         snapshot = self._current().snapshot
-        if snapshot is None:
-            return 0
-        if self._ledger is None:
-            pools = (replace(pool, millicores=_ANY_MILLICORES) for pool in snapshot.pools)
-            self._ledger = Ledger(pools, snapshot.gpu_pools)
-            for one in one_per_place(snapshot.assignments):
-                self._ledger.hold(one.config, located(one), memory_bytes=one.memory_bytes)
-        return self._ledger.slots(option)
+        if self._left is None and snapshot is not None:
+            self._left = Beside(snapshot)
+        return self._left
+
+    def _ways(self, uid: str, option: Option) -> tuple[int, bool]:
+        """Return how many replicas fit beside all that runs, and whether one fits in another's place."""
+        beside = self._beside()
+        if beside is None:
+            return 0, False
+        snapshot = self._current().snapshot
+        here = snapshot.assignments if snapshot else ()
+        running = next((a for a in here if a.intent_uid == uid and not a.group), None)
+        swaps = running is not None and beside.swaps(option, running)
+        return beside.rooms(option), swaps
 
     def _unserved(self) -> bool:
         """Tell whether somebody is planned who has no ready replica yet."""
