@@ -6,15 +6,24 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from trimtab.bench import fleet_strategies, planner_fleet
+from trimtab.bench import fleet_strategies, planner_fleet, production
 from trimtab.bench.fleet_scenario import Engine, scenario
-from trimtab.bench.fleet_strategies import BASELINES, columns, filled, greedy, ours
+from trimtab.bench.fleet_strategies import (
+    BASELINES,
+    columns,
+    filled,
+    greedy,
+    planner,
+    with_sharing,
+)
 from trimtab.bench.gpu_setups import LONGEST, setups
 from trimtab.cli.app import app
+from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.policy import PlannerPolicy
 
+POLICY = PlannerPolicy()
 MODELS = ("llama-3.2-3b", "llama-3.1-8b")
-FOUND = setups(MODELS, ["h100"], python="/none", folder=None, policy=PlannerPolicy())
+FOUND = setups(MODELS, ["h100"], python="/none", folder=None, policy=POLICY)
 KNOWN = {(s.model, s.size): s for s in FOUND.setups}
 
 
@@ -30,7 +39,8 @@ def a_scenario(*, wishes=3, gpus=4, load=0.3, seed=0, requests=60):
 def placements(drawn):
     asked = columns(drawn)
     return {
-        "planner": ours(drawn, asked),
+        "planner": planner(drawn, policy=POLICY),
+        "with_sharing": with_sharing(drawn, asked),
         "greedy": greedy(drawn, asked),
         **{name: place(drawn) for name, place in BASELINES.items()},
     }
@@ -66,14 +76,40 @@ def test_every_strategy_stays_within_the_fleet_and_uses_it():
         assert all(drawn.kv_tokens(e.size, e.names) for e in placement)
 
 
+def test_the_operators_planner_decides(monkeypatch):
+    """`planner` is `plan_fleet` itself: what it decides is what is judged, and it gets all there is to know."""
+    asked = []
+
+    def plan(snapshot, policy):
+        asked.append((snapshot, policy))
+        return plan_fleet(snapshot, policy)
+
+    monkeypatch.setattr(production, "plan_fleet", plan)
+    drawn = a_scenario(gpus=16)
+    placed = planner(drawn, policy=POLICY)
+    ((snapshot, policy),) = asked
+    assert policy == POLICY
+    assert [pool.gpus for pool in snapshot.gpu_pools] == [8, 8]
+    assert {i.name: i.load.requests_per_second for i in snapshot.intents} == {
+        wish.name: wish.rate for wish in drawn.wishes
+    }
+    assert {f.key.tensor_parallel_size for f in snapshot.fingerprints} == {1, 2, 4, 8}
+    options = {one.name: one.option for one in plan_fleet(snapshot, policy).intents}
+    for name, option in options.items():
+        engine = Engine(size=option.config.tensor_parallel_size, names=(name,))
+        assert placed.count(engine) >= option.replicas
+
+
 def test_few_gpus_are_shared():
-    """Three models on two GPUs: ours serves all of them, first fit cannot."""
+    """Three models on two GPUs: sharing serves all of them, first fit and plans of today cannot."""
     drawn = a_scenario(gpus=2, load=0.2)
-    found = planner_fleet.cell(drawn, load=0.2)["strategies"]
-    assert found["planner"]["shared_engines"] >= 1
-    assert found["planner"]["least_intent_percent"] > 0
+    found = planner_fleet.cell(drawn, load=0.2, policy=POLICY)["strategies"]
+    shared = found["with_sharing"]
+    assert shared["shared_engines"] >= 1
+    assert shared["least_intent_percent"] > 0
     assert found["first_fit"]["least_intent_percent"] == 0
-    assert found["planner"]["attained_percent"] > found["first_fit"]["attained_percent"]
+    assert shared["attained_percent"] > found["first_fit"]["attained_percent"]
+    assert found["planner"]["shared_engines"] == 0
 
 
 def test_what_is_left_goes_where_most_is_asked():
@@ -95,14 +131,14 @@ def test_columns_name_what_misses():
 
 def test_losing_scenarios_are_listed():
     """Where a baseline attains more, the scenario is named with both figures."""
-    cell = planner_fleet.cell(a_scenario(), load=0.3)
+    cell = planner_fleet.cell(a_scenario(), load=0.3, policy=POLICY)
     strategies = {
         name: replace_percent(found, 50 if name == "planner" else 60)
         for name, found in cell["strategies"].items()
     }
     found = planner_fleet.summary([{**cell, "strategies": strategies}])
     assert found["strategies"]["static"]["planner_better_equal_worse"] == [0, 0, 1]
-    assert len(found["losing_scenarios"]) == 4
+    assert len(found["losing_scenarios"]) == 5
     assert found["losing_scenarios"][0]["planner_percent"] == 50
 
 
@@ -116,7 +152,7 @@ def test_the_command_prints_counts_first(capsys):
     assert planner_fleet.main([*options, "--requests", "40", "-o", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["scenarios"] == 1
-    assert set(found["strategies"]) == {"planner", "greedy", *BASELINES}
+    assert set(found["strategies"]) == {"planner", "with_sharing", "greedy", *BASELINES}
     assert found["per_scenario"][0]["requests"] > 0
     assert planner_fleet.main([*options, "--requests", "40"]) == 0
     text = capsys.readouterr().out

@@ -31,8 +31,8 @@ MODELS: Final = ("llama-3.2-3b", "llama-3.1-8b", "qwen3-14b", "qwen3-32b")
 _WEIGHTS: Final = (2, 4, 3, 1)
 _SKEW: Final = 1.2
 _BURSTS: Final = Variation(gap=4.0, prompt=1.0, output=1.0)
-_PROMPT: Final = 1024
-_OUTPUT: Final = 200
+PROMPT: Final = 1024
+OUTPUT: Final = 200
 TTFT_MS: Final = 2000.0
 TPOT_MS: Final = 50.0
 
@@ -117,7 +117,7 @@ class Scenario:
     def _of(self, wish: Wish, *, salt: int, faster: float, seconds: float) -> list[Arrival]:
         draws = random.Random(f"{self.seed} {salt} {wish.name}")  # noqa: S311 - a fixed seed
         count = math.ceil(2 * wish.rate * faster * seconds) + 50
-        load = PlannedLoad(rate=wish.rate * faster, prompt=_PROMPT, output=_OUTPUT, assumed=False)
+        load = PlannedLoad(rate=wish.rate * faster, prompt=PROMPT, output=OUTPUT, assumed=False)
         drawn = synthesize(load, count=count, draws=draws, variation=_BURSTS, longest=LONGEST)
         return [arrival for arrival in drawn if arrival.at_us < seconds * 1e6]
 
@@ -198,8 +198,8 @@ def scenario(
 def _capacity(setup: Setup) -> float:
     kind = ReplicaKind(
         model=setup.seen,
-        prompt=_PROMPT,
-        output=_OUTPUT,
+        prompt=PROMPT,
+        output=OUTPUT,
         token_budget=TOKEN_BUDGET,
         max_sequences=MAX_RUNNING,
     )

@@ -11,16 +11,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from trimtab.bench.fleet_scenario import Engine
+from trimtab.bench.fleet_scenario import OUTPUT, PROMPT, TPOT_MS, TTFT_MS, Engine
+from trimtab.bench.production import Asked, planned
 from trimtab.planning.columns import Column, Member
 from trimtab.planning.greedy import solve_greedy
 from trimtab.planning.joint import choose
 from trimtab.planning.slots import Need, Node
+from trimtab.planning.snapshot import Load, Targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from trimtab.bench.fleet_scenario import Placement, Scenario, Wish
+    from trimtab.planning.policy import PlannerPolicy
     from trimtab.planning.workload import Arrival
 
 _POOL: Final = "gpu"
@@ -146,8 +149,30 @@ def columns(s: Scenario) -> Columns:
     return Columns(every=tuple(found), engines=engines)
 
 
-def ours(s: Scenario, asked: Columns) -> Placement:
-    """Choose jointly with HiGHS, as the fleet's planner does."""
+def planner(s: Scenario, *, policy: PlannerPolicy) -> Placement:
+    """Ask the operator's planner, which on GPUs shares no engine yet; declared rates, targets at p95."""
+    targets = Targets(ttft_us=round(1000 * TTFT_MS), tpot_us=round(1000 * TPOT_MS), percentile=95)
+    asked = [
+        Asked(
+            name=wish.name,
+            model=wish.model,
+            objective="TargetLatency",
+            load=Load(requests_per_second=wish.rate, prompt_tokens=PROMPT, output_tokens=OUTPUT),
+            targets=targets,
+        )
+        for wish in s.wishes
+    ]
+    found = planned(asked, list(s.setups.values()), gpus=s.gpus, policy=policy)
+    engines = [
+        Engine(size=one.setup.size, names=(name,))
+        for name, one in sorted(found.items())
+        for _ in range(one.replicas)
+    ]
+    return filled(s, engines)
+
+
+def with_sharing(s: Scenario, asked: Columns) -> Placement:
+    """Choose jointly among these columns by the planner's solver: what plans of shared GPUs could be."""
     placed = [column for column, _ in choose(asked.every, nodes(s)).placed]
     return filled(s, [engine for column in placed for engine in asked.engines[column.id]])
 

@@ -76,7 +76,8 @@ class Setup:
         model: A name in `KNOWN`.
         product: A name in `PRODUCTS`.
         size: Tensor-parallel size.
-        seen: What the planner predicts with.
+        document: The thin-grid fingerprint that a planner has.
+        seen: The step model of it.
         truth: What judges it.
         roofline: From the data sheet; a comparator.
         kv_tokens: That a replica's cache holds.
@@ -90,6 +91,7 @@ class Setup:
     model: str
     product: str
     size: int
+    document: Fingerprint
     seen: StepModel
     truth: StepModel
     roofline: StepModel
@@ -266,6 +268,7 @@ def _setup(
         model=model,
         product=product,
         size=size,
+        document=thin,
         seen=seen,
         truth=fit(full, depth=known.depth),
         roofline=fit(sheet, depth=known.depth),

@@ -1,8 +1,9 @@
 """`trimtab bench planner-fleet`: many models on one fleet of GPUs, in a simulation (planner.md §11).
 
-Three to eight models with skewed, bursty load on 16 to 32 GPUs. Ours chooses jointly among engines of one model
-and engines that several share; beside it stand first fit, an equal static split, AlpaServe's heuristic, and the
-greedy on the same columns. Attainment is the share of all requests within both targets, on requests that no
+Three to eight models with skewed, bursty load on 16 to 32 GPUs. `planner` is the operator's: `plan_fleet`, which on
+GPUs gives every model engines of its own. `with_sharing` chooses jointly, by the planner's solver, among such
+engines and engines that several models share, and `greedy` among the same; beside them stand first fit, an equal
+static split, and AlpaServe's heuristic. Attainment is the share of all requests within both targets, on requests that no
 strategy has seen.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trimtab.bench.fleet_scenario import MODELS, TPOT_MS, TTFT_MS, scenario
-from trimtab.bench.fleet_strategies import BASELINES, columns, greedy, ours
+from trimtab.bench.fleet_strategies import BASELINES, columns, greedy, planner, with_sharing
 from trimtab.bench.gpu_setups import PRODUCTS, setups
 from trimtab.bench.report import interval, percent, run, table
 from trimtab.cli.output import CommandError
@@ -79,7 +80,7 @@ def _measure(given: argparse.Namespace) -> JSON:
                 drawn = scenario(
                     seed, known, wishes=wishes, gpus=gpus, load=load, requests=given.requests
                 )
-                cells.append(cell(drawn, load=load))
+                cells.append(cell(drawn, load=load, policy=policy))
     return {
         "benchmark": NAME,
         "label": f"inputs: {found.label}, thin grid; truth: simulation of the same on the full grid",
@@ -93,12 +94,13 @@ def _measure(given: argparse.Namespace) -> JSON:
     }
 
 
-def cell(drawn: Scenario, *, load: float) -> JSON:
+def cell(drawn: Scenario, *, load: float, policy: PlannerPolicy) -> JSON:
     """Return what every strategy attains on a scenario."""
     began = time.perf_counter()
-    asked = columns(drawn)
-    placements = {"planner": ours(drawn, asked)}
+    placements = {"planner": planner(drawn, policy=policy)}
     seconds = time.perf_counter() - began
+    asked = columns(drawn)
+    placements["with_sharing"] = with_sharing(drawn, asked)
     placements["greedy"] = greedy(drawn, asked)
     placements |= {name: place(drawn) for name, place in BASELINES.items()}
     arrivals = drawn.arrivals(salt=_TRUTH_SALT, faster=1.0, seconds=drawn.seconds)

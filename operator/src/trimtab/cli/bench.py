@@ -83,7 +83,7 @@ BENCHES: Final[Mapping[str, Bench]] = {
     ),
     "planner-fleet": Bench(
         module="trimtab.bench.planner_fleet",
-        doc="simulation: many models on one fleet of GPUs, beside four other ways to place them",
+        doc="simulation: many models on one fleet of GPUs, beside five other ways to place them",
     ),
     "planner-scale": Bench(
         module="trimtab.bench.planner_scale",
