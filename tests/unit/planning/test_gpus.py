@@ -138,6 +138,9 @@ def test_two_stages_are_planned_where_nothing_else_fits():
     config = found.option.config
     assert (config.tensor_parallel_size, config.pipeline_parallel_size) == (4, 2)
     assert found.nodes == (("g0", 1),)
+    undivided = [a for a in found.alternatives if a.config.pipeline_parallel_size == 1]
+    assert undivided
+    assert {a.reason for a in undivided} == {"NoFit"}
     assert any("one" in r and "stages" in r for r in found.option.confidence.reasons)
     assert {a.config.pipeline_parallel_size for a in found.alternatives if a.option} <= {2}
 

@@ -5,7 +5,15 @@ from trimtab.planning.fingerprint import MemoryPoint
 from trimtab.planning.memory import kv_bytes_per_token, memory_plan, weight_bytes
 
 
-def _plan(architecture=SMOLLM2, *, depth=30, precision="bf16", kv_tokens=2048, fingerprint=None):
+def _plan(
+    architecture=SMOLLM2,
+    *,
+    depth=30,
+    precision="bf16",
+    kv_tokens=2048,
+    fingerprint=None,
+    stages=1,
+):
     return memory_plan(
         architecture,
         depth=depth,
@@ -15,6 +23,8 @@ def _plan(architecture=SMOLLM2, *, depth=30, precision="bf16", kv_tokens=2048, f
         block_tokens=16,
         fingerprint=fingerprint,
         policy=POLICY,
+        processes=stages,
+        stages=stages,
     )
 
 
@@ -57,32 +67,45 @@ def test_measured_overhead_replaces_the_estimate():
     plan = _plan(fingerprint=a_fingerprint(memory=rows))
     assert plan.measured
     assert plan.overhead == 302 * 2**20
+    assert _plan(fingerprint=a_fingerprint(memory=rows), stages=2).overhead == 2 * plan.overhead
+
+
+def test_two_stages_have_the_tables_of_both_ends():
+    """A tied table is on the first stage and on the last one; two tables are one on each."""
+    table = 2 * SMOLLM2.vocab_size * SMOLLM2.hidden_size
+    assert _plan(stages=2).weights == pytest.approx(_plan().weights + table, rel=1e-3)
+    one, two = _plan(LLAMA_8B, depth=32), _plan(LLAMA_8B, depth=32, stages=2)
+    assert two.weights == pytest.approx(one.weights, rel=1e-3)
 
 
 @pytest.mark.parametrize("architecture", [SMOLLM2, LLAMA_8B])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("kv_tokens", [1, 16, 1000, 8192, 100_000])
+@pytest.mark.parametrize("stages", [1, 2])
 def test_the_engine_fits_what_was_planned_into_the_arena_it_is_given(
-    architecture, precision, kv_tokens
+    architecture, precision, kv_tokens, stages
 ):
-    """The engine's own slab choice gets at least the planned tokens out of the planned bytes."""
+    """The slab choice of every rank gets at least the planned tokens out of its planned bytes."""
     from trimtab_workers.engine.arena import UnitShape, choose_slab, slabs_for_weights
     from trimtab_workers.engine.models.llama import fixed_bytes, layer_bytes
     from trimtab_workers.engine.models.shape import LlamaShape
+    from trimtab_workers.engine.parallel.placement import Placement, rank_shape
 
     depth = 30
-    plan = _plan(architecture, depth=depth, precision=precision, kv_tokens=kv_tokens)
-    shape = LlamaShape.from_hf_config(
+    plan = _plan(architecture, depth=depth, precision=precision, kv_tokens=kv_tokens, stages=stages)
+    whole = LlamaShape.from_hf_config(
         architecture.to_hf_config(depth=depth, context_length=8192), where="test"
     )
-    unit = UnitShape(
-        layer_bytes=layer_bytes(shape, precision),
-        layers=depth,
-        block_bytes=shape.kv_bytes_per_token_layer(precision) * 16,
-    )
-    slab = choose_slab([unit], align_bytes=4096).slab_bytes
-    slabs = (plan.arena - fixed_bytes(shape, precision)) // slab
-    kv_slabs = slabs - slabs_for_weights(unit, slab)
-    blocks = kv_slabs * (slab // unit.block_bytes // depth) - 1
-    assert blocks * 16 >= kv_tokens
-    assert plan.kv_tokens <= blocks * 16
+    for rank in range(stages):
+        shape = rank_shape(whole, Placement(rank=rank, pipeline=stages), model="test")
+        unit = UnitShape(
+            layer_bytes=layer_bytes(shape, precision),
+            layers=shape.layers,
+            block_bytes=shape.kv_bytes_per_token_layer(precision) * 16,
+        )
+        slab = choose_slab([unit], align_bytes=4096).slab_bytes
+        slabs = (plan.arena // stages - fixed_bytes(shape, precision)) // slab
+        kv_slabs = slabs - slabs_for_weights(unit, slab)
+        blocks = kv_slabs * (slab // unit.block_bytes // shape.layers) - 1
+        assert blocks * 16 >= kv_tokens
+        assert plan.kv_tokens <= blocks * 16

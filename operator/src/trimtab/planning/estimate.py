@@ -496,6 +496,7 @@ class Estimator:
             fingerprint=one.source.fingerprint,
             policy=policy,
             processes=config.tensor_parallel_size * config.pipeline_parallel_size,
+            stages=config.pipeline_parallel_size,
         )
 
     def _most_sequences(self, number: int) -> int:

@@ -120,10 +120,12 @@ def memory_plan(
     fingerprint: Fingerprint | None,
     policy: PlannerPolicy,
     processes: int = 1,
+    stages: int = 1,
 ) -> MemoryPlan:
     """Return the memory of a replica whose KV cache holds at least ``kv_tokens`` tokens.
 
-    A replica of several ``processes`` needs as many interpreters; a fingerprint counts them all.
+    A replica of several ``processes`` needs as many interpreters. Of its pipeline ``stages``, which
+    have equal parts of the arena, each is planned as the fullest; a fingerprint is of one of them.
     """
     exact = weight_bytes(architecture, depth=depth, precision=precision)
     weights, kv, tokens = _arena(
@@ -133,12 +135,15 @@ def memory_plan(
         kv_precision=kv_precision,
         kv_tokens=kv_tokens,
         block_tokens=block_tokens,
+        stages=stages,
     )
-    overhead, measured = _overhead(fingerprint, weights=exact, policy=policy, processes=processes)
-    total = weights + exact + kv + overhead
+    overhead, measured = _overhead(
+        fingerprint, weights=exact, policy=policy, processes=processes, stages=stages
+    )
+    total = stages * (weights + kv) + exact + overhead
     return MemoryPlan(
-        weights=weights,
-        kv=kv,
+        weights=stages * weights,
+        kv=stages * kv,
         host_weights=exact,
         overhead=overhead,
         reserve=-(-total * policy.memory_reserve_permille // 1000),
@@ -155,37 +160,49 @@ def _arena(
     kv_precision: str,
     kv_tokens: int,
     block_tokens: int,
+    stages: int,
 ) -> tuple[int, int, int]:
-    """Return the bytes of weights and of KV in the engine's arena, and the tokens that KV holds.
+    """Return the bytes of weights and of KV in the arena of a stage, and the tokens that KV holds.
 
     The engine divides its memory into equal slabs of one layer's matrices, whole blocks of all
     layers inside each (engine.md §4); embedding, head and norms lie beside them. It keeps a block
     of zeros and a watermark of 2 % free. A slab never holds less than one block of every layer.
+    The first stage has the embedding and the last the head: one table that both have, if it is tied.
     """
+    layers = -(-depth // stages)
     shape = arena_shape(
         architecture,
-        depth=depth,
+        depth=layers,
         precision=precision,
         kv_precision=kv_precision,
         block_tokens=block_tokens,
     )
+    elsewhere = 0
+    if stages > 1 and not architecture.tied_embeddings:
+        elsewhere = architecture.vocab_size * architecture.hidden_size * table_bytes(precision)
     align = math.lcm(_PAGE_BYTES, shape.block)
-    slab = -(-max(shape.layer, depth * shape.block) // align) * align
-    homes = -(-depth // (slab // shape.layer))
+    slab = -(-max(shape.layer, layers * shape.block) // align) * align
+    homes = -(-layers // (slab // shape.layer))
     blocks = -(-kv_tokens // block_tokens)
-    per_slab = slab // shape.block // depth
+    per_slab = slab // shape.block // layers
     slabs = -(-shape.kept_blocks(blocks) // per_slab)
     held = slabs * per_slab
     usable = held - 2 - -(-held * _WATERMARK_PERMILLE // 1000)
-    return shape.fixed + homes * slab, slabs * slab, max(blocks, usable) * block_tokens
+    fixed = shape.fixed - elsewhere
+    return fixed + homes * slab, slabs * slab, max(blocks, usable) * block_tokens
 
 
 def _overhead(
-    fingerprint: Fingerprint | None, *, weights: int, policy: PlannerPolicy, processes: int
+    fingerprint: Fingerprint | None,
+    *,
+    weights: int,
+    policy: PlannerPolicy,
+    processes: int,
+    stages: int,
 ) -> tuple[int, bool]:
     rows = fingerprint.memory if fingerprint is not None else ()
     if rows:
         # Activations and libraries do not grow with depth; the larger row covers noise.
-        return max(row.activation + row.non_torch + row.graphs for row in rows), True
+        return stages * max(row.activation + row.non_torch + row.graphs for row in rows), True
     share = weights * policy.unmeasured_weight_overhead_permille // 1000
     return processes * policy.unmeasured_overhead_bytes + share, False
