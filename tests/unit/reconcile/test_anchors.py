@@ -14,6 +14,7 @@ from tests.unit.reconcile.builders import SETTINGS, a_plan, a_record, an_observe
 from trimtab.kube.errors import ApiError
 from trimtab.observe.anchors import AnchorBook
 from trimtab.observe.caches import Caches
+from trimtab.observe.capabilities import newest
 from trimtab.observe.records import pod
 from trimtab.planning.fingerprint import dump
 from trimtab.planning.plan import Anchoring, FingerprintNeed
@@ -23,6 +24,7 @@ from trimtab.reconcile.fleet import Planned
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.rollout import next_rollout
 from trimtab.reconcile.operator import recall_all
+from trimtab.reconcile.pollers import WorkerPoller
 from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
 
 FINGERPRINT = a_fingerprint(key=a_key())
@@ -33,7 +35,7 @@ LABELS = {"app.kubernetes.io/component": "fingerprint"}
 class Town:
     """One intent with one worker, its fingerprint, and what was asked and written."""
 
-    def __init__(self, caches: Caches | None = None) -> None:
+    def __init__(self, caches: Caches | None = None, *, stages: int = 1) -> None:
         self.caches = caches or Caches()
         self.now = 0.0
         self.drifts = 0
@@ -45,7 +47,13 @@ class Town:
         snapshot = a_fleet(view, fingerprints=(FINGERPRINT,))
         plan = a_plan(record)
         assert plan.option is not None
-        config = dataclasses.replace(plan.option.config, cpu_model=FINGERPRINT.key.cpu_model)
+        # A stage of so many threads is what the fingerprint is of.
+        config = dataclasses.replace(
+            plan.option.config,
+            cpu_model=FINGERPRINT.key.cpu_model,
+            threads=stages * plan.option.config.threads,
+            pipeline_parallel_size=stages,
+        )
         plan = dataclasses.replace(plan, option=dataclasses.replace(plan.option, config=config))
         rollout = next_rollout(plan, before=None, several_nodes=False)
         assert rollout is not None
@@ -203,6 +211,45 @@ def test_pods_of_an_old_template_and_of_others_models_say_nothing() -> None:
         town.minute(step_us=1.7 * predicted(), model="team-b/chat")
     town.book.publish()
     assert town.book.all() == ()
+
+
+@pytest.mark.parametrize(("stages", "seen"), [(1, 4), (2, 0)])
+def test_a_worker_of_several_stages_says_nothing_of_one_process(stages: int, seen: int) -> None:
+    """Its steps are handed on from stage to stage; the fingerprint predicts workers of one too."""
+    town = Town(stages=stages)
+    for _ in range(5):
+        town.minute(step_us=1.05 * predicted())
+    town.book.publish()
+    assert len(town.book.all()) == seen
+    for _ in range(3):
+        town.minute(step_us=1.7 * predicted())
+    assert town.drifts == (stages == 1)
+
+
+@pytest.mark.parametrize(("divisor", "rest"), [(1.0, 15.0), (20.0, 3.0), (600.0, 1.0)])
+async def test_workers_are_polled_as_often_as_hurried_windows_end(
+    divisor: float, rest: float
+) -> None:
+    """With undivided policy times every 15 s; a divisor brings polls closer, to a second at most."""
+
+    async def nobody(*_: object) -> dict[str, Any]:
+        return {}
+
+    world: Any = SimpleNamespace(
+        caches=Caches(),
+        settings=SETTINGS.model_copy(update={"policy_time_divisor": divisor}),
+        worker_states={},
+        capabilities=newest(()),
+    )
+    poller = WorkerPoller(
+        world,
+        SimpleNamespace(get_all=nobody),  # type: ignore[arg-type] - there is nobody to ask
+        wake=lambda *_: None,
+        replan=lambda: None,
+        moved=lambda: None,
+        anchors=SimpleNamespace(keep_pods=lambda _: None),  # type: ignore[arg-type] - hears nobody
+    )
+    assert await poller.step() == rest
 
 
 def test_garbled_answers_and_old_workers_are_passed_over() -> None:

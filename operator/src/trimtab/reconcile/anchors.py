@@ -217,6 +217,10 @@ class AnchorKeeper:
         view = next((i for i in snapshot.intents if i.uid == record.uid), None)
         if config is None or view is None or view.model is None:
             return None
+        if config.pipeline_parallel_size > 1:
+            # Its steps pass through stages and are handed on; the fingerprint is of one process, and
+            # predicts workers of that too.
+            return None
         key = key_for(view.model, config, capabilities=self._world.capabilities)
         fingerprint = best_for(key, snapshot.fingerprints)
         if fingerprint is None:

@@ -17,6 +17,7 @@ from trimtab.api.v1alpha1.names import (
     PART_OF_LABEL,
 )
 from trimtab.kube.resources import CONFIG_MAP, POD
+from trimtab.observe.anchors import WINDOW_SECONDS
 from trimtab.observe.capabilities import newest
 from trimtab.observe.intents import Shown
 from trimtab.observe.loads import seen_by
@@ -139,7 +140,11 @@ class WorkerPoller:
             del states[uid]
             self._world.engines.pop(uid, None)
             self._shown_at.pop(uid, None)
-        return LOADING_SECONDS if loading else WORKERS_SECONDS
+        if loading:
+            return LOADING_SECONDS
+        # A window of steps ends at a poll: where tests hurry windows, polls keep up with them.
+        window = self._world.settings.policy_seconds(WINDOW_SECONDS)
+        return min(WORKERS_SECONDS, max(LOADING_SECONDS, window))
 
     def _show(self, pod: PodRecord, document: Mapping[str, Any]) -> bool:
         """Take over what statuses show of an engine: at once who can be asked, the rest slowly."""
