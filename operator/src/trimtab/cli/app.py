@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from trimtab.cli import crds, finalizers, fingerprint, model, simulate
+from trimtab.cli import crds, finalizers, fingerprint, functions, model, simulate
 from trimtab.cli.bench import bench
 from trimtab.cli.output import write
 from trimtab.cli.plan import plan
@@ -33,6 +33,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(simulate.app, name="simulate")
 app.add_typer(fingerprint.app, name="fingerprint")
 app.add_typer(finalizers.app, name="finalizers")
+app.add_typer(functions.app, name="functions")
 
 
 @app.command()

@@ -126,6 +126,14 @@ BENCHES: Final[Mapping[str, Bench]] = {
         module="trimtab.bench.planner_change",
         doc="simulation: edits, three times the load, nodes lost and gained, prices; rules on and off",
     ),
+    "rightsizer": Bench(
+        module="trimtab.bench.rightsizer",
+        doc="simulation on recorded runs: sizes per invocation beside static ones and other sizers",
+    ),
+    "decision": Bench(
+        module="trimtab.bench.decision",
+        doc="how long it takes to decide an invocation's size, features and prediction",
+    ),
 }
 
 
