@@ -13,7 +13,8 @@ from tests.unit.planning.queue_cases import MODEL
 from trimtab.planning.queue_sim import simulate
 from trimtab.planning.scheduler_limits import SchedulerLimits, SwapSpace
 from trimtab.planning.step_model import StepWork
-from trimtab.planning.workload import PlannedLoad, Variation, synthesize
+from trimtab.planning.variation import Variation
+from trimtab.planning.workload import PlannedLoad, synthesize
 from trimtab_workers.engine.clock import VirtualClock
 from trimtab_workers.engine.config import EngineConfig, ModelSpec, RandomWeights
 from trimtab_workers.engine.engine import Engine

@@ -41,7 +41,8 @@ def _traffic(lab: Lab) -> dict[str, Any]:
     counts = [
         [start, 10 * RATE, 640 * RATE, 320 * RATE, 0] for start in range(first, first + 130, 10)
     ]
-    return {"v": 1, "now": now, "intents": {f"{lab.namespace}/chat": {"counts": counts}}}
+    entry = {"counts": counts, "gap_cv": 3.0}
+    return {"v": 1, "now": now, "intents": {f"{lab.namespace}/chat": entry}}
 
 
 async def _replicas(lab: Lab) -> int:
@@ -89,6 +90,7 @@ async def test_replicas_follow_real_traffic_one_ready_step_after_the_other(lab: 
         load = (await lab.intent())["status"]["plan"]["load"]
         assert load["source"] == "Observed"
         assert float(load["requestsPerSecond"]) == RATE
+        assert load["gapVariation"] == "3"
         await lab.condition("Ready", "Serving")
         await run.poll("loads")
         await lab.wait("the history", lambda: _history(lab))
@@ -101,7 +103,7 @@ async def test_replicas_follow_real_traffic_one_ready_step_after_the_other(lab: 
         assert run.operator is not None
         assert run.operator.world.loads.history(uid).requests(3600) >= 60 * RATE
         assert await _replicas(lab) == RATE
-        assert (await lab.intent())["status"]["plan"]["load"]["source"] == "Observed"
+        assert (await lab.intent())["status"]["plan"]["load"] == load
 
 
 async def _history(lab: Lab) -> Any:

@@ -19,6 +19,7 @@ from trimtab.planning.fingerprint import dump
 from trimtab.planning.gpu_grid import FULL, THIN, thinned
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.roofline_gpu import PEAKS, gpu_roofline
+from trimtab.planning.variation import Variation
 from trimtab.planning.workload import Arrival
 
 POLICY = PlannerPolicy()
@@ -72,11 +73,17 @@ def test_the_first_fifth_is_observed_and_the_rest_came():
     load = observed("t", arrivals, faster=3.0, requests=50, longest=400)
     assert load.load.rate == pytest.approx(3.0)
     assert (load.load.prompt, load.load.output) == (100, 10)
-    assert load.variation.gap == pytest.approx(0)
+    assert load.load.variation == Variation()
     assert len(load.arrivals) == 50
     assert load.arrivals[0].at_us == 0
     assert load.rate == pytest.approx(3.0)
     assert {a.prompt for a in load.arrivals} == {390}
+
+
+def test_variation_is_what_plans_make_of_a_gateway_s_figures():
+    """Of 250 requests a second apart plans take the smoothest gaps that they know; of 20 nothing."""
+    load = observed("t", evenly(1250), faster=1.0, requests=50, longest=400)
+    assert load.load.variation == Variation(gap=0.5, prompt=0.1, output=0.1)
 
 
 def test_observed_counts_keep_their_order():

@@ -218,3 +218,14 @@ def test_what_a_precision_loses_is_shown_with_its_error() -> None:
     assert "0.28 ± 0.1 %" in rendered(body)
     lines = why_view.option_lines(body)
     assert [line.accuracy_loss for line in lines] == ["0.28 ± 0.1 %"] + [""] * (len(lines) - 1)
+
+
+def test_a_load_says_how_uneven_it_was_seen_to_be() -> None:
+    """Bursts are part of what was planned for; while they are assumed away nothing is said."""
+    body = a_served_intent()
+    assert "varying" not in why_view.load_line(body)
+    load = body["status"]["plan"]["load"]
+    load |= {"gapVariation": "3.1", "promptVariation": "1", "outputVariation": "0.8"}
+    assert why_view.load_line(body).endswith(
+        "varying by 3.1 of the mean gap, 1 of the mean prompt and 0.8 of the mean output"
+    )

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import random
 import statistics
 
 import pytest
@@ -150,3 +152,39 @@ def test_any_clock_keeps_it_bounded_and_ordered(steps):
     starts = [row[0] for row in found["counts"]] if found else []
     assert starts == sorted(set(starts))
     assert len(starts) <= 360
+
+
+def gamma(cv, *, rate, seconds, seed=1, start=0.0):
+    """Yield times of arrivals with Gamma gaps."""
+    draws, now = random.Random(seed), start
+    while (now := now + draws.gammavariate(1 / cv**2, cv**2 / rate)) < start + seconds:
+        yield now
+
+
+def cv_of(times):
+    observed, now = Observed(), 0.0
+    for now in times:
+        observed.arrived(KEY, now=now)
+    return report(observed, now)["gap_cv"]
+
+
+@pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("rate", [0.2, 5.0])
+def test_the_variation_of_gaps_is_found_at_high_and_low_rates(cv, rate):
+    """Also where five minutes hold sixty gaps, of which the long ones are mostly missing."""
+    found = [cv_of(gamma(cv, rate=rate, seconds=3500, seed=seed)) for seed in range(4)]
+    assert statistics.fmean(found) == pytest.approx(cv, rel=0.25)
+
+
+def test_a_rate_that_changes_is_no_variation():
+    """Poisson arrivals at one rate and then at twenty times that are Poisson arrivals."""
+    times = [*gamma(1, rate=0.2, seconds=1800), *gamma(1, rate=4, seconds=1700, start=1800.0)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert statistics.pstdev(gaps) / statistics.fmean(gaps) > 2
+    assert cv_of(times) == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_pause_is_no_gap():
+    """After forty idle minutes a load is as even as before."""
+    times = [*gamma(0.5, rate=1, seconds=600), *gamma(0.5, rate=1, seconds=500, start=3000.0)]
+    assert cv_of(times) == pytest.approx(0.5, abs=0.1)

@@ -5,6 +5,7 @@ import pytest
 from trimtab.observe.loads import LoadBook, seen_by
 from trimtab.planning.load_history import Bucket, LoadHistory
 from trimtab.planning.snapshot import Load
+from trimtab.planning.variation import ObservedVariation, Sample, Variation
 
 DECLARED = Load(requests_per_second=1.0, prompt_tokens=100, output_tokens=50)
 LENGTHS = (100.0, 50.0)
@@ -124,3 +125,19 @@ def test_counts_of_all_replicas_are_read_by_our_clock() -> None:
     seen = seen_by(documents, "team/chat", now=1031.0)
     assert seen.buckets == (Bucket(1000, 5, 500, 250),)
     assert (seen.since, seen.until) == (1000, 1030)
+
+
+def test_bursts_are_told_once_and_survive_a_restart() -> None:
+    """What gateways say of the gaps becomes part of the load, which the status gives back."""
+    book = LoadBook()
+    bursts = ObservedVariation(gap=Sample(3.0, 3600))
+    seen = some_traffic(1.0, seconds=3600)
+    assert take(book, seen, variation=bursts)
+    assert not take(book, seen, variation=bursts)
+    found = book.of("u")
+    assert found is not None
+    assert found.variation == Variation(gap=3.0)
+    again = LoadBook()
+    again.restore("u", found)
+    assert not take(again, seen)
+    assert again.of("u") == found

@@ -178,3 +178,36 @@ def test_a_node_changes_with_its_capacity_not_with_its_heart_beat() -> None:
 
     assert node(a_node(1, "2", "x")).fingerprint == node(a_node(2, "2000m", "y")).fingerprint
     assert node(a_node(1, "2", "x")).fingerprint != node(a_node(2, "3", "x")).fingerprint
+
+
+def test_gap_variation_of_a_shared_stream_is_that_of_its_parts_together() -> None:
+    """Half of a stream of CV 4 looks like one of CV 2.9 to each of two gateways."""
+    half = (1 + 0.5 * (4.0**2 - 1)) ** 0.5
+    seen = merge([a_document(gap_cv=half), a_document(gap_cv=half)])["team/chat"].variation
+    assert seen.gap is not None
+    assert seen.gap.cv == pytest.approx(4.0)
+    assert seen.gap.count == 19
+    one = merge([a_document(gap_cv=3.0), a_document(gap_cv=None)])["team/chat"].variation
+    assert one.gap is not None
+    assert one.gap.cv == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("gap_cv", [None, "many", True])
+def test_gaps_that_nobody_can_read_are_unknown(gap_cv: object) -> None:
+    """Too few requests, or nonsense: nothing is planned from it."""
+    seen = merge([a_document(gap_cv=gap_cv)])["team/chat"].variation
+    assert seen.gap is None
+    assert seen.prompt is not None
+    assert seen.prompt.cv == 0
+
+
+def test_lengths_vary_over_all_replicas_together() -> None:
+    """Two gateways that see two lengths see one load that varies."""
+    short = {"n": 50, "mean": 100.0, "m2": 0}
+    long = {"n": 50, "mean": 300.0, "m2": 0}
+    seen = merge([a_document(output=short), a_document(output=long)])["team/chat"].variation
+    assert seen.output is not None
+    assert seen.output.count == 100
+    assert seen.output.cv == pytest.approx(0.5, abs=0.01)
+    alone = merge([a_document(output={"n": 1, "mean": 9.0, "m2": 0})])["team/chat"].variation
+    assert alone.output is None

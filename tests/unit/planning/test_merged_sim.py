@@ -7,7 +7,8 @@ import pytest
 from tests.unit.planning.queue_cases import MODEL, chunk_us, decode_us, limits
 from trimtab.planning.merged_sim import Finished, MergedResult, Tenant, simulate_merged
 from trimtab.planning.queue_sim import simulate
-from trimtab.planning.workload import Arrival, PlannedLoad, Variation, synthesize
+from trimtab.planning.variation import Variation
+from trimtab.planning.workload import Arrival, PlannedLoad, synthesize
 
 KV_TOKENS = 100_000
 TENANT = Tenant(model=MODEL, kv_tokens=KV_TOKENS)

@@ -6,6 +6,7 @@ from tests.unit.planning.builders import POLICY
 from tests.unit.planning.change_builders import a_load, arrivals
 from trimtab.planning.load_history import LoadHistory
 from trimtab.planning.observed_load import busy_load, next_load
+from trimtab.planning.variation import ObservedVariation, Sample, Variation
 
 
 def _next(history, *, held=None, declared=None, **fields):
@@ -127,3 +128,36 @@ def test_the_busy_load_is_held_within_a_fifth():
     for held, found in ((1.2, 1.2), (1.3, 1.0), (0.9, 1.0)):
         busy = busy_load(history, planned=None, held=a_load(held), policy=POLICY)
         assert busy == a_load(found)
+
+
+BURSTS = ObservedVariation(gap=Sample(3.0, 3600))
+
+
+def test_bursts_are_planned_for_at_the_declared_rate_that_holds():
+    """The rate is within its band, so its figures stay; the gaps vary more than was assumed."""
+    declared = a_load(1.0)
+    found = _next(arrivals(1.1, seconds=3600), declared=declared, variation=BURSTS)
+    assert found == replace(declared, variation=Variation(gap=3.0))
+    assert _next(arrivals(1.1, seconds=3600), held=found, variation=BURSTS) == found
+
+
+def test_a_load_that_moves_keeps_what_is_known_of_its_gaps():
+    """A new rate is no reason to forget the bursts, and silence of the gateways is none either."""
+    held = replace(a_load(1.0), variation=Variation(gap=3.0))
+    risen = _next(arrivals(6.0, seconds=1800), held=held)
+    assert risen.requests_per_second == pytest.approx(6.0)
+    assert risen.variation == held.variation
+
+
+def test_bursts_of_a_load_that_nobody_knows_are_no_load():
+    """Before a rate is observed or declared there is nothing that could vary."""
+    assert _next(LoadHistory(), variation=BURSTS) is None
+
+
+def test_fewer_replicas_carry_the_bursts_too():
+    """The busy load is as uneven as the planned one, also when that becomes so."""
+    planned = replace(a_load(3.0), variation=Variation(gap=3.0))
+    history = arrivals(3.0, seconds=1800)
+    busy = busy_load(history, planned=planned, held=a_load(3.0), policy=POLICY)
+    assert busy.variation == planned.variation
+    assert busy_load(history, planned=planned, held=busy, policy=POLICY) is busy

@@ -21,7 +21,8 @@ from tests.unit.planning.queue_cases import (
 from trimtab.planning.queue_sim import quantile, simulate
 from trimtab.planning.scheduler_limits import SwapSpace
 from trimtab.planning.step_model import fit
-from trimtab.planning.workload import PlannedLoad, Variation, synthesize
+from trimtab.planning.variation import Variation
+from trimtab.planning.workload import PlannedLoad, synthesize
 
 
 def test_a_request_alone_takes_its_prompt_and_its_steps():

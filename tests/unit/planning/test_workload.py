@@ -7,14 +7,8 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from trimtab.planning.workload import (
-    Arrival,
-    PlannedLoad,
-    Variation,
-    load_bucket,
-    synthesize,
-    trace_seed,
-)
+from trimtab.planning.variation import Variation
+from trimtab.planning.workload import Arrival, PlannedLoad, load_bucket, synthesize, trace_seed
 
 LOAD = PlannedLoad(rate=2.0, prompt=500, output=100, assumed=False)
 

@@ -19,7 +19,8 @@ from trimtab.bench.gpu_setups import LONGEST, TOKEN_BUDGET
 from trimtab.bench.trace_cells import LIMITS, MAX_RUNNING
 from trimtab.planning.merged_sim import Tenant, simulate_merged
 from trimtab.planning.steady import ReplicaKind, Replicas
-from trimtab.planning.workload import PlannedLoad, Variation, synthesize
+from trimtab.planning.variation import Variation
+from trimtab.planning.workload import PlannedLoad, synthesize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -28,7 +28,7 @@ from trimtab.bench.road.stage import Stage
 from trimtab.bench.road.verdicts import report
 from trimtab.cli.cluster import connected
 from trimtab.cli.output import CommandError
-from trimtab.planning.workload import Variation
+from trimtab.planning.variation import Variation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

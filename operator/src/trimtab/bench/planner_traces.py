@@ -12,7 +12,7 @@ import argparse
 import os
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -166,10 +166,7 @@ def _load_json(load: TraceLoad) -> JSON:
             "requests_per_second": round(load.load.rate, 2),
             "prompt_tokens": load.load.prompt,
             "output_tokens": load.load.output,
-            "cv": [
-                round(v, 2)
-                for v in (load.variation.gap, load.variation.prompt, load.variation.output)
-            ],
+            "cv": [round(v, 2) for v in astuple(load.load.variation)],
         },
         "came": {"requests": len(load.arrivals), "requests_per_second": round(load.rate, 2)},
     }

@@ -17,8 +17,10 @@ import numpy as np
 from trimtab.bench.gpu_setups import LONGEST, NODE_GPUS, TOKEN_BUDGET
 from trimtab.planning.queue_sim import quantile, simulate
 from trimtab.planning.scheduler_limits import SchedulerLimits
+from trimtab.planning.simulations import plan_trace
 from trimtab.planning.steady import ReplicaKind, Replicas
-from trimtab.planning.workload import synthesize, trace_seed
+from trimtab.planning.variation import POISSON
+from trimtab.planning.workload import trace_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,8 +38,9 @@ PREDICTED_REQUESTS: Final = 256
 """Planner.md §6: simulated for a plan."""
 
 View = Literal["planner", "poisson", "counts", "roofline", "truth"]
-"""Who looks: the planner with gaps as uneven as observed (planner.md §6), with Poisson arrivals, with the
-observed counts of 10 s in their order; data sheets; and what happens."""
+"""Who looks: the planner with gaps and lengths as uneven as observed (planner.md §6), as it assumes them to
+be before that (Poisson arrivals), with the observed counts of 10 s in their order; data sheets; and what
+happens."""
 
 LIMITS: Final = SchedulerLimits(
     token_budget=TOKEN_BUDGET,
@@ -143,17 +146,11 @@ class Charged:
 
 def candidates(setups: Sequence[Setup], load: TraceLoad) -> list[Candidate]:
     """Return every size with 1, 2, 4, … replicas that a node holds."""
-    draws = random.Random(trace_seed(load.name, load.load))  # noqa: S311 - a fixed seed
     uneven, calm = (
-        synthesize(
-            load.load,
-            count=PREDICTED_REQUESTS,
-            draws=draws,
-            variation=variation,
-            longest=LONGEST,
-        )
-        for variation in (load.variation, replace(load.variation, gap=1.0))
+        plan_trace(one, count=PREDICTED_REQUESTS, longest=LONGEST)
+        for one in (load.load, replace(load.load, variation=POISSON))
     )
+    draws = random.Random(trace_seed(load.name, load.load))  # noqa: S311 - a fixed seed
     counted = load.from_counts(draws, longest=LONGEST)
     found = []
     for setup in setups:

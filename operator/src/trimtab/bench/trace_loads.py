@@ -7,7 +7,11 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from trimtab.planning.workload import PlannedLoad, Variation, synthesize
+from trimtab.observe.traffic import merge
+from trimtab.planning.policy import PlannerPolicy
+from trimtab.planning.variation import POISSON, Variation, next_variation
+from trimtab.planning.workload import PlannedLoad, synthesize
+from trimtab_workers.gateway.observed import Observed, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +24,7 @@ _OBSERVED: Final = 5
 _COUNTED_US: Final = 10_000_000
 """The gateway counts requests in buckets of 10 s (joints.md §4)."""
 _MOST_COUNTED: Final = 1024
+_NAME: Final = "bench/trace"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +34,7 @@ class TraceLoad:
     Attributes:
         name: Of the trace.
         faster: Its gaps were divided by this.
-        load: Rate and mean lengths that were observed.
-        variation: Of gaps and lengths that were observed.
+        load: Rate, mean lengths and their variation as plans take them from what was observed.
         counts: Requests in each 10 s that were observed, at the trace's own rate.
         arrivals: What then came, from 0 µs on.
     """
@@ -38,7 +42,6 @@ class TraceLoad:
     name: str
     faster: float
     load: PlannedLoad
-    variation: Variation
     counts: tuple[int, ...]
     arrivals: tuple[Arrival, ...]
 
@@ -49,7 +52,7 @@ class TraceLoad:
 
     def from_counts(self, draws: Random, *, longest: int) -> tuple[Arrival, ...]:
         """Return a load with the observed counts of 10 s in their order, drawn evenly within each."""
-        variation = replace(self.variation, gap=1.0)
+        variation = replace(self.load.variation, gap=1.0)
         total = sum(self.counts)
         drawn = synthesize(
             self.load, count=total, draws=draws, variation=variation, longest=longest
@@ -96,9 +99,9 @@ def observed(
             prompt=max(1, round(statistics.fmean(prompts))),
             output=max(1, round(statistics.fmean(outputs))),
             assumed=False,
+            variation=_variation(before, faster=faster),
         ),
         counts=_counts(before),
-        variation=Variation(gap=_cv(gaps), prompt=_cv(prompts), output=_cv(outputs)),
         arrivals=tuple(replace(a, at_us=(a.at_us - begin) / faster) for a in after),
     )
 
@@ -115,6 +118,13 @@ def _cut(arrival: Arrival, longest: int) -> Arrival:
     return replace(arrival, prompt=min(arrival.prompt, longest - output), output=output)
 
 
-def _cv(values: Sequence[float]) -> float:
-    mean = statistics.fmean(values)
-    return statistics.pstdev(values) / mean if mean > 0 else 0.0
+def _variation(arrivals: Sequence[Arrival], *, faster: float) -> Variation:
+    """Return what plans make of what a gateway that sees these requests says."""
+    gateway, now = Observed(), 0.0
+    for arrival in arrivals:
+        now = arrival.at_us / 1e6 / faster
+        gateway.arrived(_NAME, now=now)
+        outcome = Outcome(failed=False, prompt_tokens=arrival.prompt, output_tokens=arrival.output)
+        gateway.ended(_NAME, outcome, now=now)
+    seen = merge([gateway.document(replica="", now=now)])[_NAME]
+    return next_variation(seen.variation, held=POISSON, policy=PlannerPolicy())

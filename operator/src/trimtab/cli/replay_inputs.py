@@ -13,13 +13,8 @@ from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.scheduler_limits import SchedulerLimits
 from trimtab.planning.step_model import fit
-from trimtab.planning.workload import (
-    PlannedLoad,
-    Variation,
-    planned_load,
-    synthesize,
-    trace_seed,
-)
+from trimtab.planning.variation import Variation
+from trimtab.planning.workload import PlannedLoad, planned_load, synthesize, trace_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -113,8 +113,19 @@ def load_line(body: JSON) -> str:
         f"{load['requestsPerSecond']} requests/s" if "requestsPerSecond" in load else "",
         f"{load['promptTokens']} prompt tokens" if "promptTokens" in load else "",
         f"{load['outputTokens']} output tokens" if "outputTokens" in load else "",
+        _variation_words(load),
     ]
     return f"{load.get('source', '')}: {', '.join(word for word in words if word)}"
+
+
+def _variation_words(load: JSON) -> str:
+    """Return how uneven requests were seen to be; empty while they are assumed to be as Poisson's."""
+    if "gapVariation" not in load:
+        return ""
+    return (
+        f"varying by {load['gapVariation']} of the mean gap, {load.get('promptVariation', 1)} of the "
+        f"mean prompt and {load.get('outputVariation', 1)} of the mean output"
+    )
 
 
 def sharing_lines(body: JSON) -> list[str]:

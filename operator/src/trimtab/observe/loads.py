@@ -9,6 +9,7 @@ from trimtab.planning.load_history import LoadHistory, added, join, read
 from trimtab.planning.observed_load import busy_load, next_load
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.triggers import MissWatch
+from trimtab.planning.variation import NOTHING_SEEN, ObservedVariation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -105,6 +106,7 @@ class LoadBook:
         lengths: tuple[float, float] | None,
         several: bool,
         now: float,
+        variation: ObservedVariation = NOTHING_SEEN,
     ) -> bool:
         """Take in what gateways counted; return whether a load to plan for changed.
 
@@ -115,6 +117,7 @@ class LoadBook:
             lengths: Mean prompt and output tokens of requests that ended within the hour.
             several: It has more than one replica, so that fewer are thinkable.
             now: Monotonic seconds.
+            variation: How much gaps and lengths varied within the hour.
         """
         held = self._held.setdefault(uid, _Held())
         before = held.load, held.busy
@@ -124,6 +127,7 @@ class LoadBook:
             held=held.load,
             declared=declared,
             lengths=lengths,
+            variation=variation,
             missed=self.missed(uid, now=now),
             policy=self._policy,
         )

@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from trimtab.planning.variation import NOTHING_SEEN, ObservedVariation, Sample
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 WINDOW_SECONDS: Final = 300.0
 FEWEST_REQUESTS: Final = 50
 _BUCKET_SECONDS: Final = 10.0
+_FEWEST: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,7 @@ class Traffic:
     ttft_ms: tuple[float, ...]
     tpot_ms: tuple[float, ...]
     overhead_ms: float | None
+    variation: ObservedVariation = NOTHING_SEEN
 
     def percentile(self, samples: tuple[float, ...], percent: int) -> float | None:
         """Return the nearest-rank percentile of sorted samples, None without any."""
@@ -81,7 +85,42 @@ def _merged(entries: list[tuple[float, Mapping[str, Any]]]) -> Traffic:
         ttft_ms=tuple(sorted(ttft)),
         tpot_ms=tuple(sorted(tpot)),
         overhead_ms=max(overheads) if overheads else None,
+        variation=ObservedVariation(
+            gap=_gaps([entry for _, entry in entries], requests=hour),
+            prompt=_lengths([entry.get("prompt") for _, entry in entries]),
+            output=_lengths([entry.get("output") for _, entry in entries]),
+        ),
     )
+
+
+def _gaps(entries: Sequence[Mapping[str, Any]], *, requests: int) -> Sample | None:
+    """Return the gaps' variation of all replicas' requests together.
+
+    Each replica gets a random part of one stream. Of gaps with a squared CV of C² a share p then has
+    1 + p·(C² - 1): so what all see beyond Poisson's 1 adds up to what there is.
+    """
+    told = [entry.get("gap_cv") for entry in entries]
+    seen = [cv for cv in told if isinstance(cv, int | float) and not isinstance(cv, bool)]
+    if not seen:
+        return None
+    squared = 1 + sum(cv * cv - 1 for cv in seen)
+    return Sample(math.sqrt(max(0.0, squared)), requests // len(entries))
+
+
+def _lengths(moments: Sequence[Mapping[str, float] | None]) -> Sample | None:
+    """Return the variation of lengths over all replicas (Chan's merge of moments)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for one in moments:
+        if not one or not one.get("n"):
+            continue
+        n, delta = int(one["n"]), float(one["mean"]) - mean
+        total = count + n
+        squares += float(one["m2"]) + delta * delta * count * n / total
+        mean += delta * n / total
+        count = total
+    if count < _FEWEST or mean <= 0:
+        return None
+    return Sample(math.sqrt(max(0.0, squares) / (count - 1)) / mean, count)
 
 
 def _mean(moments: Iterable[Mapping[str, Any] | None]) -> float | None:

@@ -6,11 +6,13 @@ over 5 min, above 1.2 times over a minute, or over a longer time where the rise 
 """
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 from trimtab.planning.load_history import BUCKET_SECONDS, HISTORY_SECONDS, LoadHistory
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.snapshot import Load
+from trimtab.planning.variation import NOTHING_SEEN, POISSON, ObservedVariation, next_variation
 
 Side = Literal["Up", "Down"]
 # An idle intent is planned for a request in half an hour: its lengths stay known.
@@ -27,6 +29,7 @@ def next_load(
     declared: Load | None,
     policy: PlannerPolicy,
     lengths: tuple[float, float] | None = None,
+    variation: ObservedVariation = NOTHING_SEEN,
     missed: bool = False,
 ) -> Load | None:
     """Return the observed load to plan for; None while the declared or assumed one holds.
@@ -38,8 +41,32 @@ def next_load(
         policy: Bands, times and patience.
         lengths: Mean prompt and output tokens of requests that ended; without, those of the
             history, which are short while many requests run.
+        variation: How much gaps and lengths vary. Where that has moved, a declared rate that holds
+            is planned for with it.
         missed: A target is missed: then any rise counts, be it within the band.
     """
+    planned = held or declared
+    before = POISSON if planned is None else planned.variation
+    varied = next_variation(variation, held=before, policy=policy)
+    found = _next_rate(
+        history, held=held, declared=declared, lengths=lengths, missed=missed, policy=policy
+    )
+    if found is None and varied == before:
+        return None
+    base = found or declared
+    return None if base is None else replace(base, variation=varied)
+
+
+def _next_rate(
+    history: LoadHistory,
+    *,
+    held: Load | None,
+    declared: Load | None,
+    lengths: tuple[float, float] | None,
+    missed: bool,
+    policy: PlannerPolicy,
+) -> Load | None:
+    """Return the load whose rate and lengths are planned for; None while the declared one holds."""
     lengths = lengths or history.lengths()
     if lengths is None or (held is None and not enough(history, policy=policy)):
         return held
@@ -61,7 +88,8 @@ def next_load(
         if rate >= policy.load_low_permille / 1000 * planned.requests_per_second:
             return held
     found = _load(rate, lengths)
-    return held if found == planned else found
+    same = planned is not None and found == replace(planned, variation=found.variation)
+    return held if same else found
 
 
 def enough(history: LoadHistory, *, policy: PlannerPolicy) -> bool:
@@ -103,10 +131,14 @@ def busy_load(
     if planned is not None and known < policy.busy_window_seconds:
         rate = max(rate, planned.requests_per_second)
     found = _load(rate, lengths)
+    if planned is not None:
+        found = replace(found, variation=planned.variation)
     return held if held is not None and _covers(held, found) else found
 
 
 def _covers(held: Load, found: Load) -> bool:
+    if held.variation != found.variation:
+        return False
     pairs = (
         (held.requests_per_second, found.requests_per_second),
         (held.prompt_tokens, found.prompt_tokens),

@@ -136,6 +136,9 @@ class PlannerPolicy:
     # How many standard deviations of the count a load must lie outside its band; thousandths. Three
     # keep Poisson arrivals at the planned rate from asking for plans (decision).
     load_sigma_milli: int = 3000
+    # What gaps and lengths vary by is planned anew when it differs by this factor and by as many
+    # standard errors as a load does. Per mille, decision.
+    variation_moved_permille: int = 1250
     # Observed load replaces declared and assumed load after so many requests or seconds (§8).
     observed_requests: int = 200
     observed_seconds: int = 600

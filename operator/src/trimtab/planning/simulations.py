@@ -16,7 +16,7 @@ from trimtab.planning.queue_figures import Queue
 from trimtab.planning.queue_sim import WARM_UP, simulate
 from trimtab.planning.scheduler_limits import SchedulerLimits
 from trimtab.planning.step_model import StepModel, StepWork
-from trimtab.planning.workload import Arrival, PlannedLoad, Variation, synthesize
+from trimtab.planning.workload import Arrival, PlannedLoad, synthesize
 
 # One for everybody and every load: what differs between two predictions is never luck, equal loads
 # have equal ones, and a little more load does not look better. Of the first 24 seeds the one whose
@@ -42,6 +42,17 @@ class Simulated:
     queue: Queue | None
     events: int
     most: int
+
+
+def plan_trace(load: PlannedLoad, *, count: int, longest: int) -> tuple[Arrival, ...]:
+    """Return the requests that plans simulate for a load, of prompt + output up to ``longest``."""
+    return synthesize(
+        load,
+        count=count,
+        draws=StratifiedDraws(_SEED, count=count),
+        variation=load.variation,
+        longest=longest,
+    )
 
 
 class Simulations:
@@ -142,13 +153,8 @@ class Simulations:
     def _trace(self, load: PlannedLoad, *, longest: int) -> tuple[Arrival, ...]:
         found = self._traces.get((load, longest))
         if found is None:
-            found = self._traces[load, longest] = synthesize(
-                load,
-                count=self._requests,
-                draws=StratifiedDraws(_SEED, count=self._requests),
-                variation=Variation(),
-                longest=longest,
-            )
+            found = plan_trace(load, count=self._requests, longest=longest)
+            self._traces[load, longest] = found
         return found
 
 

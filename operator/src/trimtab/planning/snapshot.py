@@ -7,6 +7,7 @@ from trimtab.planning.accuracy import AccuracyLoss
 from trimtab.planning.architecture import Architecture
 from trimtab.planning.fingerprint import Fingerprint
 from trimtab.planning.prices import PriceBook
+from trimtab.planning.variation import POISSON, Variation
 
 Objective = Literal["MinLatency", "MinCost", "TargetLatency", "TargetCost"]
 Infeasible = Literal["ServeNearest", "Refuse"]
@@ -55,11 +56,15 @@ class Targets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Requests as declared or observed; lengths are means in tokens."""
+    """Requests as declared or observed; lengths are means in tokens.
+
+    How much gaps and lengths vary is never declared: it is assumed until it is observed.
+    """
 
     requests_per_second: float
     prompt_tokens: int
     output_tokens: int
+    variation: Variation = POISSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,6 +138,7 @@ def _busy(busy: Load | None, planned: PlannedLoad) -> PlannedLoad:
         prompt=busy.prompt_tokens,
         output=busy.output_tokens,
         assumed=False,
+        variation=busy.variation,
     )
 
 

@@ -7,10 +7,8 @@ from typing import Final, Protocol
 
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.snapshot import Load
+from trimtab.planning.variation import LEAST_GAP_CV, MOST_GAP_CV, POISSON, Variation
 
-# Planner.md §6: bursts beyond these are one-off events, smoother gaps are machines' clocks.
-_LEAST_GAP_CV: Final = 0.5
-_MOST_GAP_CV: Final = 4.0
 # Loads closer than this share a simulation: rate 5 %, lengths 10 % (planner.md §6).
 _RATE_GRID: Final = 1.05
 _LENGTH_GRID: Final = 1.10
@@ -24,15 +22,6 @@ class Draws(Protocol):
 
     def lognormvariate(self, _mean: float, _deviation: float, /) -> float:
         """Return e to a normal number of a mean and a standard deviation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variation:
-    """Coefficients of variation: of gaps between requests and of lengths; 1 until observed."""
-
-    gap: float = 1.0
-    prompt: float = 1.0
-    output: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +56,14 @@ class PlannedLoad:
         prompt: Mean uncached prompt tokens.
         output: Mean output tokens, at least 1.
         assumed: Nothing was declared or observed (``LoadAssumed``).
+        variation: How much gaps and lengths vary.
     """
 
     rate: float
     prompt: int
     output: int
     assumed: bool
+    variation: Variation = POISSON
 
 
 def planned_load(load: Load | None, *, context_length: int, policy: PlannerPolicy) -> PlannedLoad:
@@ -86,6 +77,7 @@ def planned_load(load: Load | None, *, context_length: int, policy: PlannerPolic
             prompt=load.prompt_tokens,
             output=load.output_tokens,
             assumed=False,
+            variation=load.variation,
         )
     if load is not None:
         return PlannedLoad(
@@ -123,7 +115,7 @@ def synthesize(
             f"A trace needs a rate above 0 and room for 2 tokens, but the rate is {load.rate} and "
             f"the longest request {longest} tokens. Declare a load."
         )
-    cv = min(max(variation.gap, _LEAST_GAP_CV), _MOST_GAP_CV)
+    cv = min(max(variation.gap, LEAST_GAP_CV), MOST_GAP_CV)
     shape = 1 / cv**2
     now, found = 0.0, []
     for _ in range(count):

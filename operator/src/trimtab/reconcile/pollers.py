@@ -31,6 +31,7 @@ from trimtab.observe.workers import (
     parse_state,
 )
 from trimtab.planning.prices import PriceBook, PriceBookInvalidError, parse_price_book
+from trimtab.planning.variation import NOTHING_SEEN
 from trimtab.reconcile.inferenceintent.status import judged_at_percentile
 from trimtab.reconcile.snapshot import declared_load, parse_intent
 
@@ -277,6 +278,7 @@ class GatewayPoller:
             declared=declared,
             seen=seen_by(documents, name, now=epoch),
             lengths=lengths,
+            variation=NOTHING_SEEN if traffic is None else traffic.variation,
             several=any(d.replicas > 1 for d in world.caches.deployments.owned_by(record.uid)),
             now=now,
         )

@@ -29,6 +29,7 @@ from trimtab.planning.snapshot import (
     Load,
     Targets,
 )
+from trimtab.planning.variation import Variation
 from trimtab.reconcile.fingerprint_book import FingerprintBook
 from trimtab.reconcile.gpus import gpu_pools, tolerations
 from trimtab.reconcile.group.rollout import GroupRollout
@@ -160,6 +161,11 @@ def planned_load(record: IntentRecord) -> Load | None:
         requests_per_second=float(load.get("requestsPerSecond") or 0),
         prompt_tokens=int(load.get("promptTokens") or 1),
         output_tokens=int(load["outputTokens"]),
+        variation=Variation(
+            gap=float(load.get("gapVariation") or 1),
+            prompt=float(load.get("promptVariation") or 1),
+            output=float(load.get("outputVariation") or 1),
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 Pure, the clock is an argument. `Observed.document` is `GET /-/observed`
 (docs/design/20261123-contracts.md, section 7): counts of 10 s for one hour, the coefficient of
-variation of the gaps between arrivals, moments of prompt and output lengths that the operator
+variation of the gaps between arrivals at the rate of their five minutes, moments of prompt and output lengths that the operator
 can merge across replicas, raw TTFT and TPOT samples of five minutes, the gateway's own overhead.
 Everything is bounded, whatever the load.
 """
@@ -23,7 +23,10 @@ BUCKETS: Final = 360
 SAMPLE_SECONDS: Final = 300.0
 SAMPLES: Final = 512
 POD_SAMPLES: Final = 200
+GAP_WINDOW_SECONDS: Final = 300
 _FEWEST_GAPS: Final = 2
+_MOST_CV: Final = 100.0
+_HALVINGS: Final = 50
 
 
 @dataclass(slots=True)
@@ -139,7 +142,8 @@ class Observed:
         record = self._intents.setdefault(intent, _Intent())
         bucket = record.bucket(now)
         bucket.requests += 1
-        if record.last_arrival is not None:
+        # A pause ends one load and begins another; it is no gap of either.
+        if record.last_arrival is not None and now - record.last_arrival <= GAP_WINDOW_SECONDS:
             bucket.gaps.add(max(0.0, now - record.last_arrival))
         record.last_arrival = now
 
@@ -183,14 +187,13 @@ class Observed:
 
 
 def _report(record: _Intent, now: float) -> dict[str, Any]:
-    gaps = _merged(bucket.gaps for bucket in record.buckets)
     overhead = record.overhead.values(now=now)
     return {
         "counts": [
             [row.start, row.requests, row.prompt_tokens, row.output_tokens, row.errors]
             for row in record.buckets
         ],
-        "gap_cv": _variation(gaps),
+        "gap_cv": _variation(_windows(record.buckets)),
         "prompt": _merged(bucket.prompt for bucket in record.buckets).to_dict(),
         "output": _merged(bucket.output for bucket in record.buckets).to_dict(),
         "ttft_ms": [round(value, 3) for value in record.ttft.values(now=now)],
@@ -210,8 +213,28 @@ def _merged(parts: Iterable[Moments]) -> Moments:
     return whole
 
 
-def _variation(gaps: Moments) -> float | None:
-    """Return standard deviation ÷ mean of the gaps: 1 for Poisson arrivals, None if unknown."""
-    if gaps.n < _FEWEST_GAPS or gaps.mean <= 0:
+def _windows(buckets: Iterable[_Bucket]) -> list[Moments]:
+    """Return the gaps of each five minutes: over an hour, a rate that changes would look uneven."""
+    windows: dict[int, Moments] = {}
+    for row in buckets:
+        windows.setdefault(row.start // GAP_WINDOW_SECONDS, Moments()).merge(row.gaps)
+    return [gaps for gaps in windows.values() if gaps.n >= _FEWEST_GAPS and gaps.mean > 0]
+
+
+def _variation(windows: list[Moments]) -> float | None:
+    """Return standard deviation ÷ mean of the gaps: 1 for Poisson arrivals, None if unknown.
+
+    Few gaps show too little of a wide law. Of n Gamma gaps with CV² = C the sample's squared CV is
+    n·C/(n + C) on average (their mean and their CV are independent), so C is what explains all windows.
+    """
+    if not windows:
         return None
-    return math.sqrt(max(0.0, gaps.m2) / (gaps.n - 1)) / gaps.mean
+    seen = sum(gaps.m2 / gaps.mean**2 for gaps in windows)
+    low, high = 0.0, _MOST_CV**2
+    for _ in range(_HALVINGS):
+        squared = (low + high) / 2
+        if sum((g.n - 1) * g.n * squared / (g.n + squared) for g in windows) < seen:
+            low = squared
+        else:
+            high = squared
+    return math.sqrt((low + high) / 2)

@@ -135,6 +135,12 @@ class PlannedLoad(ApiModel):
     """promptTokens is the mean length of a prompt."""
     output_tokens: Count | None = None
     """outputTokens is the mean length of an answer."""
+    gap_variation: Decimals | None = None
+    """gapVariation is the coefficient of variation of the gaps between requests, from 0.5 to 4; absent while 1, as of Poisson arrivals, is assumed of it and of both lengths."""
+    prompt_variation: Decimals | None = None
+    """promptVariation is the coefficient of variation of the lengths of prompts."""
+    output_variation: Decimals | None = None
+    """outputVariation is the coefficient of variation of the lengths of answers."""
 
 
 class Configuration(ApiModel):

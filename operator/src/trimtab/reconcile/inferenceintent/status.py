@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+from trimtab.planning.variation import POISSON
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -157,6 +159,13 @@ def _load(observed: ObservedIntent) -> dict[str, Any]:
             "promptTokens": observed.load.prompt_tokens,
             "outputTokens": observed.load.output_tokens,
         }
+        varied = observed.load.variation
+        if varied != POISSON:
+            load |= {
+                "gapVariation": decimals(varied.gap),
+                "promptVariation": decimals(varied.prompt),
+                "outputVariation": decimals(varied.output),
+            }
     return load
 
 
