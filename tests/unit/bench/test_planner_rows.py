@@ -218,3 +218,33 @@ def test_a_catalogue_that_dies_says_how_to_see_why(tmp_path, monkeypatch, capsys
     said = capsys.readouterr().err
     assert "ended with 3: broken" in said
     assert "-m trimtab_workers.fingerprint.catalogue" in said
+
+
+def test_what_no_chooser_can_beat_is_printed_beside_ours(tmp_path, capsys):
+    """Who knows the rows and keeps no margin has no regret; with a margin he pays as we do."""
+    document = run("planner-choice", tmp_path, a_world(), capsys)
+    totals = document["totals"]
+    known = totals["foresight"]
+    assert known["0 %"]["TargetLatency"]["max_regret_percent"] == 0
+    # The catalogue's error is none here, so ours is the same chooser.
+    for margin, found in totals["margins"].items():
+        assert known[margin]["TargetLatency"] == found
+    lines = document["bounds"]["TargetLatency"]
+    assert [line["mape_percent"] for line in lines] == [0, 2, 5, 10]
+    assert all(line["violations_percent"] <= 5 for line in lines)
+    assert lines[0]["mean_regret_percent"] == lines[0]["margin_percent"] == 0
+    margins = [line["margin_percent"] for line in lines]
+    assert margins == sorted(margins)
+    assert lines[-1]["mean_regret_percent"] > 0
+
+
+def test_choices_with_anchors_stand_beside_those_without(tmp_path, capsys):
+    """Where every run is slower than predicted, four anchors leave fewer misses in the same cells."""
+    rows = a_world(distortion=lambda *_: 1.5)
+    totals = run("planner-choice", tmp_path, rows, capsys)["totals"]
+    corrected, raw = totals["anchored"], totals["anchored"]["raw_in_the_same_groups"]
+    assert raw == totals["planner"]
+    assert corrected["cells"] == raw["cells"]
+    assert raw["TargetLatency"]["violations"] > corrected["TargetLatency"]["violations"] == 0
+    few = run("planner-choice", tmp_path, [*rows[:3], *rows[-3:]], capsys)["totals"]
+    assert few["anchored"] is None

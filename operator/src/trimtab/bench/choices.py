@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -208,6 +208,17 @@ def judge(cell: Cell, pick: Candidate, *, policy: PlannerPolicy) -> Outcome:
         violates=violates,
         regret=None if violates else ratio - 1,
     )
+
+
+def answer(cell: Cell, *, policy: PlannerPolicy, size: int | None = None) -> Outcome:
+    """Return the outcome of choosing by predictions, among one tensor-parallel size if it is given."""
+    open_ = [c for c in cell.candidates if size in {None, c.size}]
+    return judge(cell, choose(cell, open_, predicted, policy=policy), policy=policy)
+
+
+def with_margin(cell: Cell, margin: float) -> Cell:
+    """Return a cell whose predictions are held against targets with another margin."""
+    return replace(cell, candidates=tuple(replace(c, margin=margin) for c in cell.candidates))
 
 
 def kendall_tau(cell: Cell) -> float:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from trimtab.bench.anchored import LEAST_ROWS, anchors_of, compare, correction_from
+from trimtab.bench.choice_bounds import bounds, foresight
 from trimtab.bench.choices import (
     OBJECTIVES,
     Candidate,
     Cell,
     Figures,
     Outcome,
+    answer,
     cells,
-    choose,
     judge,
     kendall_tau,
-    predicted,
+    with_margin,
 )
 from trimtab.bench.closed_loop import Times, closed_loop
 from trimtab.bench.estimates import read_estimates
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from trimtab.bench.estimates import Family
     from trimtab.bench.silicon import Group, Row
+    from trimtab.planning.calibration import Correction
     from trimtab.planning.step_model import StepModel
 
 NAME: Final = "planner-choice"
@@ -49,6 +52,7 @@ class Judged:
     """One group's outcomes by chooser; the planner's and the static ones are parallel."""
 
     group: Group
+    asked: tuple[Cell, ...]
     outcomes: Mapping[str, tuple[Outcome, ...]]
     random_regret: float | None
     profiling: float
@@ -86,6 +90,7 @@ def _measure(given: argparse.Namespace) -> JSON:
         "rows": {"read": rows.read, "used": used, "skipped": skipped},
         "node_gpus": 8,
         "totals": summary(counted),
+        "bounds": bounds([cell for j in counted for cell in j.asked], policy=policy),
         "groups": [
             {
                 **j.group.as_json(),
@@ -110,19 +115,25 @@ def judge_group(
     asked = _cells(rows, family.models, family.margins)
     if not asked:
         return None
-    outcomes = {"planner": tuple(_answer(cell, policy) for cell in asked)}
+    outcomes = {"planner": tuple(answer(cell, policy=policy) for cell in asked)}
     for size in sorted({c.size for cell in asked for c in cell.candidates}):
-        fixed = tuple(_answer(cell, policy, size=size) for cell in asked if _has(cell, size))
+        fixed = tuple(answer(cell, policy=policy, size=size) for cell in asked if _has(cell, size))
         if len(fixed) == len(asked):
             outcomes[f"tensor_parallel_{size}"] = fixed
     if set(family.roofline) >= set(family.models):
         margins = dict.fromkeys(family.roofline, policy.margin_low_permille)
         by_roofline = _cells(rows, family.roofline, margins)
-        outcomes["roofline"] = tuple(_answer(cell, policy) for cell in by_roofline)
+        outcomes["roofline"] = tuple(answer(cell, policy=policy) for cell in by_roofline)
+    if len(rows) >= LEAST_ROWS:
+        outcomes["anchored"] = _anchored(rows, family, policy=policy)
     for permille in MARGINS_PERMILLE:
         targets = [c for c in asked if c.objective == "TargetLatency"]
         outcomes[f"margin_{permille}"] = tuple(
-            _answer(_with_margin(cell, permille / 1000), policy) for cell in targets
+            answer(with_margin(cell, permille / 1000), policy=policy) for cell in targets
+        )
+        limited = [c for c in asked if c.objective in {"TargetLatency", "TargetCost"}]
+        outcomes[f"foresight_{permille}"] = tuple(
+            foresight(limited, margin=permille / 1000, policy=policy)
         )
     regrets = [
         statistics.fmean(r)
@@ -137,28 +148,35 @@ def judge_group(
     ]
     return Judged(
         group=group,
+        asked=tuple(asked),
         outcomes=outcomes,
         random_regret=statistics.fmean(regrets) if regrets else None,
         profiling=statistics.fmean(family.profiling.values()),
     )
 
 
-def _with_margin(cell: Cell, margin: float) -> Cell:
-    return replace(cell, candidates=tuple(replace(c, margin=margin) for c in cell.candidates))
+def _anchored(rows: Sequence[Row], family: Family, *, policy: PlannerPolicy) -> tuple[Outcome, ...]:
+    """Return the outcomes once four of the rows have corrected the predictions, as live steps would."""
+    compared = compare(rows, family.models)
+    correction = correction_from(
+        anchors_of(compared, count=4), sizes=sorted(family.models), policy=policy
+    )
+    sure = policy.margin_medium_permille if correction.good else policy.margin_low_permille
+    margins = {size: min(sure, margin) for size, margin in family.margins.items()}
+    asked = _cells(rows, family.models, margins, correction=correction)
+    return tuple(answer(cell, policy=policy) for cell in asked)
 
 
 def _has(cell: Cell, size: int) -> bool:
     return any(c.size == size for c in cell.candidates)
 
 
-def _answer(cell: Cell, policy: PlannerPolicy, *, size: int | None = None) -> Outcome:
-    """Return the outcome of choosing by predictions, among one tensor-parallel size if it is given."""
-    open_ = [c for c in cell.candidates if size in {None, c.size}]
-    return judge(cell, choose(cell, open_, predicted, policy=policy), policy=policy)
-
-
 def _cells(
-    rows: Sequence[Row], models: Mapping[int, StepModel], margins: Mapping[int, int]
+    rows: Sequence[Row],
+    models: Mapping[int, StepModel],
+    margins: Mapping[int, int],
+    *,
+    correction: Correction | None = None,
 ) -> list[Cell]:
     by_lengths: dict[tuple[int, int], dict[tuple[int, int], list[Row]]] = {}
     for row in rows:
@@ -168,14 +186,16 @@ def _cells(
     found: list[Cell] = []
     for (prompt, output), points in sorted(by_lengths.items()):
         candidates = [
-            _candidate(same, models[size], margin=margins[size] / 1000)
+            _candidate(same, models[size], margin=margins[size] / 1000, correction=correction)
             for (size, _), same in sorted(points.items())
         ]
         found += cells(candidates, prompt=prompt, output=output)
     return found
 
 
-def _candidate(rows: Sequence[Row], model: StepModel, *, margin: float) -> Candidate:
+def _candidate(
+    rows: Sequence[Row], model: StepModel, *, margin: float, correction: Correction | None
+) -> Candidate:
     """Return the candidate that equal rows measure; runs that were repeated count with their mean."""
     row = rows[0]
     measured = Times(
@@ -183,6 +203,9 @@ def _candidate(rows: Sequence[Row], model: StepModel, *, margin: float) -> Candi
         tpot_ms=statistics.fmean(r.tpot_ms for r in rows),
     )
     said = closed_loop(model, prompt=row.prompt, output=row.output, concurrency=row.concurrency)
+    if correction is not None:
+        factor = math.exp(correction.log_factor(row.tensor_parallel_size, row.concurrency))
+        said = Times(ttft_ms=said.ttft_ms * factor, tpot_ms=said.tpot_ms * factor)
     figures = [
         Figures.of(
             times,
@@ -213,10 +236,17 @@ def summary(judged: Sequence[Judged]) -> JSON:
         "kendall_tau": (
             round(statistics.fmean(kendall_tau(o.cell) for o in ranked), 3) if ranked else None
         ),
+        "anchored": _beside(judged, "anchored"),
         "margins": {
             f"{permille / 10:g} %": quality(
                 [o for j in judged for o in j.outcomes[f"margin_{permille}"]]
             ).get("TargetLatency")
+            for permille in MARGINS_PERMILLE
+        },
+        "foresight": {
+            f"{permille / 10:g} %": quality(
+                [o for j in judged for o in j.outcomes[f"foresight_{permille}"]]
+            )
             for permille in MARGINS_PERMILLE
         },
         "static": _static(judged),
@@ -225,6 +255,17 @@ def summary(judged: Sequence[Judged]) -> JSON:
             [j.random_regret for j in judged if j.random_regret is not None]
         ),
         "iserve": headline([(j.outcomes["planner"], _by_quality(j), j.profiling) for j in judged]),
+    }
+
+
+def _beside(judged: Sequence[Judged], name: str) -> JSON | None:
+    """Return a chooser that not every group has, beside the planner in the groups that have it."""
+    these = [j for j in judged if name in j.outcomes]
+    if not these:
+        return None
+    return {
+        **quality([o for j in these for o in j.outcomes[name]]),
+        "raw_in_the_same_groups": quality([o for j in these for o in j.outcomes["planner"]]),
     }
 
 
@@ -327,6 +368,7 @@ def _text(document: JSON) -> str:
     rows, all_ = document["rows"], document["totals"]
     choosers = {
         "planner": all_["planner"],
+        **({"planner, 4 anchors": all_["anchored"]} if all_["anchored"] else {}),
         **all_["static"],
         "roofline": all_["roofline"],
     }
@@ -361,6 +403,25 @@ def _text(document: JSON) -> str:
                 ]
             ),
             "",
+            "no chooser does better: one that knows the rows and keeps a margin",
+            table(
+                [
+                    {"margin": margin, **_short(objective, found[objective])}
+                    for margin, found in all_["foresight"].items()
+                    for objective in ("TargetLatency", "TargetCost")
+                    if objective in found
+                ]
+            ),
+            "",
+            "predictions of a mean error, with the least margin that misses at most 5 % of targets",
+            table(
+                [
+                    {"objective": objective, **line}
+                    for objective, lines in document["bounds"].items()
+                    for line in lines
+                ]
+            ),
+            "",
             table(all_["iserve"]),
             "",
             table([_group_line(group) for group in document["groups"]]),
@@ -368,17 +429,19 @@ def _text(document: JSON) -> str:
     )
 
 
-def _quality_line(name: str, found: JSON, objective: str) -> JSON:
-    entry = found[objective]
+def _short(objective: str, entry: JSON) -> JSON:
     return {
         "objective": objective,
-        "chooser": name,
         "cells": entry["cells"],
         "violations": entry["violations"],
         "regret mean %": entry["mean_regret_percent"],
         "max %": entry["max_regret_percent"],
         "tokens/s/GPU of oracle %": entry.get("tokens_per_gpu_of_oracle_percent"),
     }
+
+
+def _quality_line(name: str, found: JSON, objective: str) -> JSON:
+    return {"chooser": name, **_short(objective, found[objective])}
 
 
 def _group_line(group: JSON) -> JSON:
