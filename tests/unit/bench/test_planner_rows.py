@@ -248,3 +248,15 @@ def test_choices_with_anchors_stand_beside_those_without(tmp_path, capsys):
     assert raw["TargetLatency"]["violations"] > corrected["TargetLatency"]["violations"] == 0
     few = run("planner-choice", tmp_path, [*rows[:3], *rows[-3:]], capsys)["totals"]
     assert few["anchored"] is None
+
+
+def test_host_time_that_a_catalogue_lacks_is_found_in_the_rows(tmp_path, capsys):
+    """Runs that take 20 µs longer per sequence than predicted say so, and exact ones say 0."""
+    rows = a_world()
+    for row in rows:
+        row["silicon_tpot_ms"] += 0.020 * row["batch_size"]
+    found = run("planner-error", tmp_path, rows, capsys)["groups"][0]["host_time"]
+    assert found["us_per_sequence"] == 20
+    assert found["mape_percent"] == 0 < found["raw_mape_percent"]
+    exact = run("planner-error", tmp_path, a_world(), capsys)["groups"][0]["host_time"]
+    assert exact == {"us_per_sequence": 0, "mape_percent": 0, "raw_mape_percent": 0}

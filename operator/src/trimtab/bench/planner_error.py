@@ -21,6 +21,7 @@ from trimtab.bench.anchored import (
     two_at_one_size,
 )
 from trimtab.bench.estimates import read_estimates
+from trimtab.bench.host_time import host_time
 from trimtab.bench.report import JSON, options, percent, run, spread, table
 from trimtab.bench.silicon import apart
 from trimtab.planning.policy import PlannerPolicy
@@ -115,6 +116,7 @@ def group_report(
     roofline = compare([c.row for c in compared], family.roofline)
     report["TPOT"]["roofline"] = spread(errors(roofline, "TPOT"))
     report["anchors"] = _anchors_json(compared, policy=policy)
+    report["host_time"] = host_time(compared) if len(compared) >= LEAST_ROWS else None
     return report
 
 
@@ -177,6 +179,7 @@ def _line(group: JSON) -> JSON:
         "1 anchor": tpot["anchors_1"]["mape_percent"],
         "4 anchors": tpot["anchors_4"]["mape_percent"],
         "roofline %": tpot["roofline"]["mape_percent"],
+        "with host time %": (group["host_time"] or {}).get("mape_percent"),
         "TTFT %": group["TTFT"]["raw"]["mape_percent"],
         "2 at one TP": two.get("raised_points"),
         "naive": two.get("naive_raised_points"),

@@ -25,6 +25,8 @@ SAMPLES: Final = 512
 POD_SAMPLES: Final = 200
 GAP_WINDOW_SECONDS: Final = 300
 _FEWEST_GAPS: Final = 2
+# Arrivals that a clock hardly tells apart; their square is no number.
+_SHORTEST_SECONDS: Final = 1e-9
 _MOST_CV: Final = 100.0
 _HALVINGS: Final = 50
 
@@ -218,7 +220,11 @@ def _windows(buckets: Iterable[_Bucket]) -> list[Moments]:
     windows: dict[int, Moments] = {}
     for row in buckets:
         windows.setdefault(row.start // GAP_WINDOW_SECONDS, Moments()).merge(row.gaps)
-    return [gaps for gaps in windows.values() if gaps.n >= _FEWEST_GAPS and gaps.mean > 0]
+    return [
+        gaps
+        for gaps in windows.values()
+        if gaps.n >= _FEWEST_GAPS and gaps.mean > _SHORTEST_SECONDS
+    ]
 
 
 def _variation(windows: list[Moments]) -> float | None:
@@ -237,4 +243,4 @@ def _variation(windows: list[Moments]) -> float | None:
             low = squared
         else:
             high = squared
-    return math.sqrt((low + high) / 2)
+    return math.sqrt(low)
