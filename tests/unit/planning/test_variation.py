@@ -20,7 +20,7 @@ def _next(held=POISSON, *, policy=POLICY, **seen):
 
 def test_a_clear_burst_is_believed_and_clamped():
     """Gaps of CV 12 are planned for as of 4, and lengths as they were seen."""
-    assert _next(gap=(12.0, 400), output=(2.15, 4000)) == Variation(gap=4.0, output=2.2)
+    assert _next(gap=(12.0, 400), output=(2.2, 20_000)) == Variation(gap=4.0, output=2.2)
     assert _next(gap=(0.0, 400), prompt=(0.0, 400)) == Variation(gap=0.5, prompt=0.1)
 
 

@@ -89,11 +89,11 @@ def _shuffled(count: int, random: _Random) -> list[float]:
 def _gamma_parts(shape: float, count: int) -> tuple[float, ...]:
     """Return the means of ``count`` equally probable parts of a Gamma law of scale 1, rising.
 
-    By the trapezoidal rule. In u = x^min(1, shape) the density has no pole at 0.
+    By the trapezoidal rule, closer towards 0. In u = x^min(1, shape) the density has no pole there.
     """
     power = max(1.0, 1.0 / shape)
     most = shape + 12.0 * math.sqrt(shape) + 40.0
-    u = np.linspace(0.0, most ** (1.0 / power), _POINTS)
+    u = most ** (1.0 / power) * np.linspace(0.0, 1.0, _POINTS) ** 2
     x = u**power
     density = np.exp(-x) * (1.0 if shape <= 1.0 else x ** (shape - 1.0))
     steps = np.diff(u)
