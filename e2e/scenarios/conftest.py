@@ -34,6 +34,22 @@ def chat(stack: st.Stack) -> dict[str, Any]:
     return stack.wait_condition("chat", TEAM, "Ready", seconds=300)
 
 
+@pytest.fixture(scope="module")
+def undivided(stack: st.Stack) -> Iterator[None]:
+    """All of the node's threads for one module: others' intents are taken away, and back afterwards."""
+    others = stack.list("inferenceintents", TEAM)
+    for intent in others:
+        name = intent["metadata"]["name"]
+        stack.kubectl("delete", "ii", name, "-n", TEAM, "--wait=true", "--timeout=120s")
+    # What was on its way out anyway does not come back.
+    others = [one for one in others if "deletionTimestamp" not in one["metadata"]]
+    yield
+    for intent in others:
+        stack.apply(an_intent(intent["metadata"]["name"]) | {"spec": intent["spec"]})
+    for intent in others:
+        stack.wait_condition(intent["metadata"]["name"], TEAM, "Ready", seconds=300)
+
+
 @pytest.fixture(scope="session")
 def token(stack: st.Stack) -> str:
     """A token that may invoke every intent of the team."""
