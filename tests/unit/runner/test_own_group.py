@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -81,6 +82,7 @@ def confined(groups, run):
 def test_runner_and_agent_see_cpu_and_throttling_alike(confined, groups) -> None:
     """50 ms of CPU at 0.1 vCPU are throttled; both meters say so, and how large the container is."""
     served, pod, path = confined
+    assert not noted(served)
     windows = Windows(cgroup.reader(), clock=time.monotonic)
     windows.begin(pod, "w")
     usage = served.request("GET", "/burn").usage
@@ -110,3 +112,21 @@ def test_a_kill_for_memory_is_told_and_survived(confined, groups) -> None:
     assert "96 MiB" in answer.json["message"]
     assert windows.end(pod, "w").usage.oom
     assert served.request("GET", "/allocate?mib=8").status == 200
+
+
+def test_a_group_that_others_are_in_is_not_the_runners(groups, run) -> None:
+    """With another process in its group, or in a group of its own for memory alone, it has none to itself."""
+    into = groups.make("shared")
+    waiting = [*("sh", "-c", into, "sh"), *("sh", "-c", "echo in; read line")]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        beside = run("openfaas_classic", prefix=("sh", "-c", into, "sh"))
+        other.stdin.close()
+    assert noted(beside)
+    memory_alone = into.split(" && ", 2)[2]
+    assert "/memory/" in memory_alone
+    assert noted(run("openfaas_classic", prefix=("sh", "-c", memory_alone, "sh")))
+
+
+def noted(served) -> bool:
+    return any('"no_group_of_its_own"' in line for line in served.log)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Final
@@ -73,17 +72,13 @@ def _below(root: str, point: Path, path: str) -> Path:
 
 
 def _alone(group: Group) -> bool:
-    """Return whether every process in the group is this one, or an ancestor such as a shell that waits."""
-    text = (group.memory / "cgroup.procs").read_text(encoding="ascii")
-    line, pid = set(), os.getpid()
-    while pid > 0 and pid not in line:
-        line.add(pid)
-        pid = _parent(pid)
-    return {int(pid) for pid in text.split()} <= line
+    """Return whether nothing is in the group but this process, and process 1 if a shell or init started it.
 
-
-def _parent(pid: int) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return int(stat.rpartition(")")[2].split()[1])
-    return 0
+    Version 1 may have the three folders in different groups, each with processes of its own.
+    """
+    members = {
+        int(pid)
+        for folder in {group.cpu, group.cpuacct, group.memory}
+        for pid in (folder / "cgroup.procs").read_text(encoding="ascii").split()
+    }
+    return members <= {os.getpid(), 1}
