@@ -34,7 +34,7 @@ def an_intent(name: str, **spec: Any) -> dict[str, Any]:
     }
 
 
-def a_shared(language: str, **spec: Any) -> dict[str, Any]:
+def a_shared(language: str, *, name: str = "", **spec: Any) -> dict[str, Any]:
     """A Shared intent of a model so small that the scenario is about who serves it."""
     source = {"persistentVolumeClaim": {"claimName": "models", "path": f"glassllm-{language}"}}
     base = {
@@ -42,25 +42,31 @@ def a_shared(language: str, **spec: Any) -> dict[str, Any]:
         "sharing": "Shared",
         "load": {"requestsPerSecond": "0.2", "promptTokens": 16, "outputTokens": 24},
     }
-    return an_intent(f"glass-{language}", **base | spec)
+    return an_intent(name or f"glass-{language}", **base | spec)
 
 
 class Client(threading.Thread):
-    """Streams one answer after another until told to stop; remembers every failure."""
+    """Streams one answer after another until told to stop; remembers every failure.
 
-    def __init__(self, stack: st.Stack, *, token: str, model: str) -> None:
+    The gateway's address is looked up once: each look is a process, and the API server may be away.
+    """
+
+    def __init__(
+        self, stack: st.Stack, *, token: str, model: str, pause_seconds: float = 0.0
+    ) -> None:
         super().__init__(daemon=True)
         self.answers: list[st.Answer] = []
         self.failures: list[str] = []
-        self._stack, self._token, self._model = stack, token, model
+        self._gateway, self._token, self._model = stack.gateway, token, model
+        self._pause_seconds = pause_seconds
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping.wait(self._pause_seconds):
             try:
                 self.answers.append(
                     st.stream_chat(
-                        self._stack.gateway, token=self._token, model=self._model,
+                        self._gateway, token=self._token, model=self._model,
                         prompt="Count to ten.", max_tokens=24,
                     )
                 )  # fmt: skip

