@@ -8,17 +8,20 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from trimtab.bench import planner_traces, trace_cells
+from trimtab.bench import gpu_setups, planner_traces, production, trace_cells
 from trimtab.bench.gpu_setups import setups
 from trimtab.bench.known_models import KNOWN
 from trimtab.bench.trace_cells import Candidate, Served, Targets, choose, shortfall
 from trimtab.bench.trace_loads import observed
 from trimtab.bench.trace_outcomes import Cell, Judge, loses
+from trimtab.bench.trace_production import pick as pick_planned
 from trimtab.cli.app import app
 from trimtab.planning.fingerprint import dump
 from trimtab.planning.gpu_grid import FULL, THIN, thinned
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.roofline_gpu import PEAKS, gpu_roofline
+from trimtab.planning.snapshot import Load
+from trimtab.planning.snapshot import Targets as Wanted
 from trimtab.planning.variation import Variation
 from trimtab.planning.workload import Arrival
 
@@ -203,6 +206,50 @@ def test_a_miss_loses_against_a_static_choice_that_meets():
     assert not loses(static, ours)
     assert judge.answerable(cell)
     assert judge.fewest(cell).pick.name == "1 x TP1"
+
+
+def test_the_operators_planner_picks():
+    """What is judged is what `plan_fleet` decides for that load; it may take three replicas."""
+    found = setups(["llama-3.1-8b"], ["l40s"], python="/none", folder=None, policy=POLICY)
+    load = observed("t", evenly(100, gap_us=2e4), faster=1.0, requests=30, longest=400)
+    for objective in ("MinLatency", "MinCost", "TargetLatency"):
+        cell = Cell(
+            objective=objective,
+            model="llama-3.1-8b",
+            product="l40s",
+            load=load,
+            candidates=tuple(
+                Candidate(setup=setup, replicas=1, views={"truth": a_served()})
+                for setup in found.setups
+            ),
+        )
+        asked = production.Asked(
+            name="trace",
+            model="llama-3.1-8b",
+            objective=objective,
+            load=Load(
+                requests_per_second=load.load.rate,
+                prompt_tokens=100,
+                output_tokens=10,
+                variation=load.load.variation,
+            ),
+            targets=Wanted(ttft_us=1_000_000, tpot_us=50_000)
+            if objective == "TargetLatency"
+            else Wanted(),
+        )
+        planned = production.planned([asked], found.setups, gpus=8, policy=POLICY)["trace"]
+        picked = pick_planned(cell, targets=TARGETS, policy=POLICY)
+        assert (picked.setup, picked.replicas) == (planned.setup, planned.replicas)
+        assert picked.views["plan"].e2e_ms == planned.predicted.e2e.mean_us / 1000
+        assert (picked.views["truth"] == a_served()) == (picked.replicas == 1)
+
+
+def test_a_catalogues_own_configuration_is_the_same_model():
+    """A document whose key says another rotary scaling is what plans rest on: no data sheet stands in."""
+    full = a_document("llama-3.1-8b", "NVIDIA-L40S", 2)
+    foreign = dataclasses.replace(full, key=dataclasses.replace(full.key, architecture="0" * 64))
+    setup = gpu_setups._setup("llama-3.1-8b", "l40s", 2, foreign, policy=POLICY)
+    assert setup.document.key == full.key
 
 
 @pytest.fixture

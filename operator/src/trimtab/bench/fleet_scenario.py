@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MODELS: Final = ("llama-3.2-3b", "llama-3.1-8b", "qwen3-14b", "qwen3-32b")
 _WEIGHTS: Final = (2, 4, 3, 1)
 _SKEW: Final = 1.2
-_BURSTS: Final = Variation(gap=4.0, prompt=1.0, output=1.0)
+BURSTS: Final = Variation(gap=4.0, prompt=1.0, output=1.0)
 PROMPT: Final = 1024
 OUTPUT: Final = 200
 TTFT_MS: Final = 2000.0
@@ -119,7 +119,7 @@ class Scenario:
         draws = random.Random(f"{self.seed} {salt} {wish.name}")  # noqa: S311 - a fixed seed
         count = math.ceil(2 * wish.rate * faster * seconds) + 50
         load = PlannedLoad(rate=wish.rate * faster, prompt=PROMPT, output=OUTPUT, assumed=False)
-        drawn = synthesize(load, count=count, draws=draws, variation=_BURSTS, longest=LONGEST)
+        drawn = synthesize(load, count=count, draws=draws, variation=BURSTS, longest=LONGEST)
         return [arrival for arrival in drawn if arrival.at_us < seconds * 1e6]
 
     def attained(

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from trimtab.bench.fleet_scenario import OUTPUT, PROMPT, TPOT_MS, TTFT_MS, Engine
+from trimtab.bench.fleet_scenario import BURSTS, OUTPUT, PROMPT, TPOT_MS, TTFT_MS, Engine
 from trimtab.bench.production import Asked, planned
 from trimtab.planning.columns import Column, Member
 from trimtab.planning.greedy import solve_greedy
@@ -150,14 +150,19 @@ def columns(s: Scenario) -> Columns:
 
 
 def planner(s: Scenario, *, policy: PlannerPolicy) -> Placement:
-    """Ask the operator's planner, which on GPUs shares no engine yet; declared rates, targets at p95."""
+    """Ask the operator's planner, which on GPUs shares no engine yet: rates and bursts as observed, targets at p95."""
     targets = Targets(ttft_us=round(1000 * TTFT_MS), tpot_us=round(1000 * TPOT_MS), percentile=95)
     asked = [
         Asked(
             name=wish.name,
             model=wish.model,
             objective="TargetLatency",
-            load=Load(requests_per_second=wish.rate, prompt_tokens=PROMPT, output_tokens=OUTPUT),
+            load=Load(
+                requests_per_second=wish.rate,
+                prompt_tokens=PROMPT,
+                output_tokens=OUTPUT,
+                variation=BURSTS,
+            ),
             targets=targets,
         )
         for wish in s.wishes

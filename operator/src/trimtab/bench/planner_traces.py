@@ -2,8 +2,9 @@
 
 Traces x models x products x rates on a node of 8 GPUs (planner.md §11). The planner sees thin-grid
 fingerprints and the mean load of the first fifth of a trace; truth replays the requests that followed on
-the full grid. Beside it: the oracle, every static choice and the best of them, data sheets, the fewest
-GPUs, and a random choice.
+the full grid. Beside it: what the operator's
+`plan_fleet` picks, the oracle, every static choice and the best of them, data sheets, the fewest GPUs,
+and a random choice.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import statistics
 import sys
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,15 +25,16 @@ from trimtab.bench.report import percent, run, table
 from trimtab.bench.trace_cells import OBJECTIVES, Targets, candidates
 from trimtab.bench.trace_loads import observed
 from trimtab.bench.trace_outcomes import Cell, Judge, loses, quality
+from trimtab.bench.trace_production import pick
 from trimtab.cli.output import CommandError
 from trimtab.cli.traces import read_trace
 from trimtab.planning.policy import PlannerPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from trimtab.bench.gpu_setups import Setup
-    from trimtab.bench.trace_cells import View
+    from trimtab.bench.trace_cells import Candidate, View
     from trimtab.bench.trace_loads import TraceLoad
     from trimtab.bench.trace_outcomes import Outcome
 
@@ -76,10 +79,11 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """A group of cells that differ in rate: ours, and every static choice, the best first."""
+    """A group of cells that differ in rate: ours, the operator's, every static choice, the best first."""
 
     cells: tuple[Cell, ...]
     ours: tuple[Outcome, ...]
+    planned: tuple[Outcome, ...]
     static: tuple[tuple[str, tuple[Outcome, ...]], ...]
     profiling: float
 
@@ -89,6 +93,7 @@ class Answered:
         return Answered(
             cells=tuple(self.cells[n] for n in here),
             ours=tuple(self.ours[n] for n in here),
+            planned=tuple(self.planned[n] for n in here),
             static=tuple((name, tuple(found[n] for n in here)) for name, found in self.static),
             profiling=self.profiling,
         )
@@ -107,10 +112,12 @@ def measure(given: argparse.Namespace) -> JSON:
     found = setups(
         models, products, python=given.catalogue_python, folder=given.fingerprints, policy=policy
     )
-    judge = Judge(Targets(ttft_ms=given.ttft_ms, tpot_ms=given.tpot_ms), policy=policy)
+    targets = Targets(ttft_ms=given.ttft_ms, tpot_ms=given.tpot_ms)
+    judge = Judge(targets, policy=policy)
     asked = [cell for m in models for p in products for cell in _cells(m, p, found.setups, loads)]
     unanswerable = [cell for cell in asked if not judge.answerable(cell)]
-    answered = list(_answer((cell for cell in asked if judge.answerable(cell)), judge))
+    plan = partial(pick, targets=targets, policy=policy)
+    answered = list(_answer((cell for cell in asked if judge.answerable(cell)), judge, plan))
     if given.plot:
         from trimtab.bench.trace_plot import plot  # noqa: PLC0415 - matplotlib is optional
 
@@ -189,7 +196,9 @@ def _cells(
             )
 
 
-def _answer(cells: Iterable[Cell], judge: Judge) -> Iterator[Answered]:
+def _answer(
+    cells: Iterable[Cell], judge: Judge, plan: Callable[[Cell], Candidate]
+) -> Iterator[Answered]:
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.group, []).append(cell)
@@ -197,6 +206,7 @@ def _answer(cells: Iterable[Cell], judge: Judge) -> Iterator[Answered]:
         yield Answered(
             cells=tuple(group),
             ours=tuple(judge.answer(cell) for cell in group),
+            planned=tuple(judge.outcome(cell, plan(cell)) for cell in group),
             static=tuple(judge.static(group)),
             profiling=statistics.fmean(c.setup.profiling for c in group[0].candidates),
         )
@@ -215,6 +225,7 @@ def summary(answered: Sequence[Answered], judge: Judge) -> JSON:
         losing += [_losing(ours, static) for ours, static in beaten]
         by_objective[objective] = {
             "planner": quality(o for a in groups for o in a.ours),
+            "plan_fleet": quality(o for a in groups for o in a.planned),
             "best_static_per_group": quality(o for a in groups for o in a.static[0][1]),
             "poorest_static_per_group": quality(o for a in groups for o in a.static[-1][1]),
             **{
@@ -225,8 +236,18 @@ def summary(answered: Sequence[Answered], judge: Judge) -> JSON:
             "random_mean_regret_percent": percent(statistics.fmean(regrets)) if regrets else None,
             "worse_than_best_static": len(beaten),
             "better_than_best_static": sum(loses(static, ours) for ours, static in pairs),
+            **_beside_static(groups),
         }
     return {"objectives": by_objective, "losing_cells": losing}
+
+
+def _beside_static(groups: Sequence[Answered]) -> JSON:
+    """Return in how many cells the operator's plan is worse, and better, than the best static choice."""
+    pairs = [pair for a in groups for pair in zip(a.planned, a.static[0][1], strict=True)]
+    return {
+        "plan_fleet_worse_than_best_static": sum(loses(plan, static) for plan, static in pairs),
+        "plan_fleet_better_than_best_static": sum(loses(static, plan) for plan, static in pairs),
+    }
 
 
 def _losing(ours: Outcome, static: Outcome) -> JSON:
@@ -268,7 +289,7 @@ def _iserve(
 
 def _cell_lines(answered: Answered) -> Iterator[JSON]:
     best, outcomes = answered.static[0]
-    for ours, static in zip(answered.ours, outcomes, strict=True):
+    for ours, plan, static in zip(answered.ours, answered.planned, outcomes, strict=True):
         cell = ours.cell
         yield {
             "objective": cell.objective,
@@ -277,6 +298,9 @@ def _cell_lines(answered: Answered) -> Iterator[JSON]:
             "trace": cell.load.name,
             "rate_multiple": cell.load.faster,
             "pick": ours.pick.name,
+            "plan_fleet": plan.pick.name,
+            "plan_fleet_violates": plan.violates,
+            "plan_fleet_e2e_ms": round(plan.pick.views["truth"].e2e_ms, 1),
             "oracle": ours.oracle.name,
             "best_static": best,
             "violates": ours.violates,
@@ -305,6 +329,7 @@ def _text(document: JSON) -> str:
                 for objective, found in document["objectives"].items()
                 for name in (
                     "planner",
+                    "plan_fleet",
                     "best_static_per_group",
                     "poorest_static_per_group",
                     *_OTHERS,
@@ -315,7 +340,9 @@ def _text(document: JSON) -> str:
         "",
         *(
             f"{objective}: over 3 % worse than the best static in {found['worse_than_best_static']}, "
-            f"better in {found['better_than_best_static']}; a random choice has "
+            f"better in {found['better_than_best_static']} (the operator's plan in "
+            f"{found['plan_fleet_worse_than_best_static']} and "
+            f"{found['plan_fleet_better_than_best_static']}); a random choice has "
             f"{found['random_mean_regret_percent']} % regret"
             for objective, found in document["objectives"].items()
         ),

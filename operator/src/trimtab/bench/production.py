@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trimtab.bench.gpu_setups import Setup
+    from trimtab.planning.plan import Prediction
     from trimtab.planning.policy import PlannerPolicy
     from trimtab.planning.snapshot import Load, Objective
 
@@ -49,10 +50,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What an intent is to run."""
+    """What an intent is to run, and what is predicted of it."""
 
     setup: Setup
     replicas: int
+    predicted: Prediction
 
 
 def planned(
@@ -101,6 +103,7 @@ def planned(
         one.name: Planned(
             setup=known[models[one.name], one.option.config.tensor_parallel_size],
             replicas=one.option.replicas,
+            predicted=one.option.predicted,
         )
         for one in plan.intents
         if one.option is not None

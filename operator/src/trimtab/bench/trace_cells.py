@@ -37,8 +37,8 @@ MAX_RUNNING: Final = 256
 PREDICTED_REQUESTS: Final = 256
 """Planner.md §6: simulated for a plan."""
 
-View = Literal["planner", "poisson", "counts", "roofline", "truth"]
-"""Who looks: the planner with gaps and lengths as uneven as observed (planner.md §6), as it assumes them to
+View = Literal["plan", "planner", "poisson", "counts", "roofline", "truth"]
+"""Who looks: the operator's plan; every candidate simulated as a plan would, with gaps and lengths as uneven as observed (planner.md §6), as it assumes them to
 be before that (Poisson arrivals), with the observed counts of 10 s in their order; data sheets; and what
 happens."""
 
