@@ -14,8 +14,8 @@ from trimtab.cli.app import app
 from trimtab.cli.catalogue import Answers, Estimated
 from trimtab.observe.caches import Caches
 from trimtab.planning.architecture import Architecture
-from trimtab.planning.estimate import best_for
 from trimtab.planning.fingerprint import parse
+from trimtab.planning.sources import best_for
 from trimtab.planning.step_model import fit, work_of
 from trimtab.reconcile.fingerprint_book import FINGERPRINT_KEY, FingerprintBook
 

@@ -24,9 +24,9 @@ from trimtab.planning.anchors import (
     parse_anchors,
     read_counters,
 )
-from trimtab.planning.estimate import find_source
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.snapshot import Anchor, Assignment, Config
+from trimtab.planning.sources import find_source
 from trimtab.planning.step_model import StepWork, fit
 
 FINGERPRINT = a_fingerprint()

@@ -1,4 +1,5 @@
 import math
+import random
 import statistics
 from dataclasses import replace
 
@@ -192,6 +193,23 @@ GOOD = ((1, 1, 0.1), (1, 16, 0.12), (8, 1, 0.11), (8, 16, 0.09))
 def test_what_good_anchors_are(points, sizes, good):
     """Four or more, two sizes or all there are, batches four times apart, foretelling each other."""
     assert a_correction(*points, sizes=sizes).good is good
+
+
+def test_each_anchor_is_held_against_the_correction_of_all_others():
+    """Leaving one out is correcting by the rest, also where it was the only one of its size or batch."""
+    draw = random.Random(5)
+    for _ in range(20):
+        points = [
+            (draw.choice([1, 2, 8]), draw.choice([1, 1.1, 4, 30]), draw.uniform(-0.3, 0.3))
+            for _ in range(draw.randint(2, 12))
+        ]
+        rest = [a_correction(*points[:n], *points[n + 1 :]) for n in range(len(points))]
+        errors = [
+            abs(error - one.log_factor(size, batch))
+            for one, (size, batch, error) in zip(rest, points, strict=True)
+        ]
+        found = a_correction(*points).unexplained()
+        assert found == pytest.approx(statistics.median(errors), abs=1e-12)
 
 
 def test_near_batches_do_not_make_a_slope():

@@ -7,10 +7,12 @@ import pytest
 from tests.unit.planning.builders import (
     LOAD,
     POLICY,
+    SMOLLM2,
     a_fingerprint,
     a_fleet,
     a_key,
     a_loss,
+    a_model,
     an_intent,
 )
 from trimtab.planning import survey
@@ -18,7 +20,7 @@ from trimtab.planning.case import subjects
 from trimtab.planning.estimate import Subject
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.prices import parse_price_book
-from trimtab.planning.snapshot import Load, Targets
+from trimtab.planning.snapshot import Anchor, Load, Targets
 from trimtab.planning.survey import Surveys
 
 A, B = an_intent("a"), an_intent("b", load=replace(LOAD, requests_per_second=0.3))
@@ -88,6 +90,42 @@ def test_whatever_predictions_are_made_from_forgets_everything(made, fields):
     assert repr(found) == repr(plan_fleet(a_fleet(A, B, **fields), POLICY))
 
 
+def test_anchors_and_fingerprints_of_another_family_forget_nothing(made):
+    """Live replicas of one model give anchors every minute; others' options stay what they were."""
+    wide = replace(SMOLLM2, intermediate_size=2048)
+    other = replace(B, model=a_model(wide))
+    mine = a_fingerprint()
+    theirs = a_fingerprint(key=a_key(wide))
+    known = Surveys()
+    plan_fleet(a_fleet(A, other, fingerprints=(mine, theirs)), POLICY, surveys=known)
+    assert len(made) == 2
+    anchored = a_fleet(A, other, fingerprints=(mine, theirs), anchors=(an_anchor_of(theirs),))
+    found = plan_fleet(anchored, POLICY, surveys=known)
+    assert [subject.model for subject in made[2:]] == [other.model]
+    assert repr(found) == repr(plan_fleet(anchored, POLICY))
+
+
+def test_anchors_of_estimates_forget_everything(made):
+    """They belong to no fingerprint that a plan is given, so no family can be told to be spared."""
+    known, estimated = Surveys(), a_fingerprint(key=a_key(threads=2))
+    plan_fleet(a_fleet(A, B), POLICY, surveys=known)
+    anchored = a_fleet(A, B, anchors=(an_anchor_of(estimated),))
+    found = plan_fleet(anchored, POLICY, surveys=known)
+    assert len(made) == 4
+    assert repr(found) == repr(plan_fleet(anchored, POLICY))
+
+
+def an_anchor_of(fingerprint):
+    return Anchor(
+        key=fingerprint.key.digest(),
+        depth=30,
+        batch=2.0,
+        kv_tokens=400.0,
+        step_us=99_000,
+        steps=300,
+    )
+
+
 def test_a_survey_belongs_to_a_plan():
     """Asking before a plan began is a bug, and says so."""
     with pytest.raises(RuntimeError, match="before a plan began"):
@@ -111,6 +149,15 @@ def test_what_fails_for_one_intent_fails_for_it_alone(made, monkeypatch):
     assert "ZeroDivisionError" in bad.message
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+def test_how_many_counts_are_asked_about_at_once_changes_nothing(monkeypatch, at_once):
+    """What lies beyond a walk's end is predicted for nothing, and never found."""
+    busy = replace(A, load=replace(LOAD, requests_per_second=2.0))
+    expected = repr(plan_fleet(a_fleet(busy, B), POLICY))
+    monkeypatch.setattr(survey, "_FEW", at_once)
+    assert repr(plan_fleet(a_fleet(busy, B), POLICY)) == expected
+
+
 def test_intents_are_surveyed_alike_together_and_alone():
     """Other lengths, loads and objectives beside it change no digit of an intent's survey."""
     intents = [
@@ -120,10 +167,10 @@ def test_intents_are_surveyed_alike_together_and_alone():
         an_intent("d", load=None, objective="MinCost"),
     ]
     fleet = a_fleet(*intents)
-    wanted = list(subjects(fleet, POLICY))
     together, apart = Surveys(), Surveys()
     for known in (together, apart):
         known.begin(fleet, POLICY)
+    wanted = list(subjects(fleet, POLICY, machines=together.machines))
     together.ahead(wanted)
     assert len(wanted) == len(intents)
     assert len({repr(apart.of(one)) for one in wanted}) == len(intents)

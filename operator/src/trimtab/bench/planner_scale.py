@@ -1,6 +1,7 @@
 """`trimtab bench planner-scale`: how long a plan takes, for one intent and for a fleet (planner.md §11).
 
-Every time is measured on this machine; the fleets are synthetic. Cold: nothing runs, and no plan was made
+Every time is measured on this machine; the fleets are synthetic, of GPUs and of sets of CPU threads. Plans are whole:
+queues are simulated, and 64 anchors of every key are in force. Cold: nothing runs, and no plan was made
 before. Warm: the plan before runs and is remembered, a tenth of the intents changed. Roomy: everybody's first choice nearly fits. Scarce: it
 does not by far.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from trimtab.bench.synthetic_fleet import Ask, cpu_snapshot, gpu_columns, gpu_nodes
+from trimtab.bench.synthetic_gpus import gpu_snapshot
 from trimtab.cli.output import write
 from trimtab.planning.columns import Board
 from trimtab.planning.fleet import plan_fleet
@@ -44,8 +46,22 @@ _ONE_MS: Final = 100.0
 _FLEET_MS: Final = 5000.0
 _PARTS: Final = ("one", "choice", "fleet")
 _SWITCHING: Final = 0.23
+_COLUMNS: Final = (
+    *("what", "room", "start", "intents", "devices", "slots", "solver", "chosen"),
+    *("p50 ms", "p95 ms", "CPU p50 ms", "CPU p95 ms", "target"),
+)
 # Load that makes first choices ask for about half of the fleet, and for about twice it.
-_LOADS: Final = {"gpu": {"roomy": 0.7, "scarce": 4.0}, "cpu": {"roomy": 1.0, "scarce": 8.0}}
+_LOADS: Final = {
+    "choice": {"roomy": 0.7, "scarce": 4.0},
+    "gpu": {"roomy": 1.0, "scarce": 8.0},
+    "cpu": {"roomy": 1.0, "scarce": 8.0},
+}
+_SLOTS: Final = {
+    "gpu": "GPUs, six products, eight per node",
+    "cpu": "sets of CPU threads, six CPU models, eight threads per node",
+}
+_HELD: Final = {"gpu": "gpus", "cpu": "threads"}
+_DRAWN: Final = {"gpu": gpu_snapshot, "cpu": cpu_snapshot}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,26 +89,31 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument(
         "--part", choices=_PARTS, action="append", help="only this part; may be repeated"
     )
+    options.add_argument(
+        "--slots", choices=list(_SLOTS), action="append", help="only these; may be repeated"
+    )
+    options.add_argument("--anchors", type=int, default=64, help="of every key (default 64)")
     options.add_argument("-o", "--format", choices=["json", "markdown"], default="markdown")
     return options
 
 
 def run(options: argparse.Namespace) -> JSON:
     """Return every cell with its counts, times and target."""
-    policy = PlannerPolicy()
-    parts = options.part or _PARTS
-    size = {"intents": options.intents, "devices": options.devices}
+    parts, kinds = options.part or _PARTS, options.slots or list(_SLOTS)
+    size = {"intents": options.intents, "devices": options.devices, "anchors": options.anchors}
     cells: list[JSON] = []
     if "one" in parts:
-        ask = Ask(intents=1, devices=min(options.devices, 12 * 8), load=1.0)
-        cells.extend(_planned("one", "roomy", ask, policy, options.repeats, target_ms=_ONE_MS))
+        one = size | {"intents": 1, "devices": min(options.devices, 12 * 8)}
+        for kind in kinds:
+            ask = Ask(**one, load=1.0)
+            cells.extend(_planned("one", kind, "roomy", ask, repeats=options.repeats))
     for room in ("roomy", "scarce"):
         if "choice" in parts:
-            cells.extend(_chosen(room, Ask(**size, load=_LOADS["gpu"][room]), options.repeats))
+            cells.extend(_chosen(room, Ask(**size, load=_LOADS["choice"][room]), options.repeats))
     for room in ("roomy", "scarce"):
-        if "fleet" in parts:
-            ask = Ask(**size, load=_LOADS["cpu"][room])
-            cells.extend(_planned("fleet", room, ask, policy, options.repeats, target_ms=_FLEET_MS))
+        for kind in kinds if "fleet" in parts else ():
+            ask = Ask(**size, load=_LOADS[kind][room])
+            cells.extend(_planned("fleet", kind, room, ask, repeats=options.repeats))
     return {
         "benchmark": "planner-scale",
         "label": "times measured, fleets synthetic",
@@ -102,7 +123,7 @@ def run(options: argparse.Namespace) -> JSON:
             "python": platform.python_version(),
             "load_average": round(os.getloadavg()[0], 2),
         },
-        "policy": policy.digest(),
+        "policy": PlannerPolicy().digest(),
         "repeats": options.repeats,
         "cells": cells,
     }
@@ -138,7 +159,7 @@ def _chosen(room: str, ask: Ask, repeats: int) -> list[JSON]:
         cells.append(
             _cell("choice", room, temperature, ask, timed, target_ms=_FLEET_MS)
             | {
-                "slots": "GPUs, six products, eight per node",
+                "slots": _SLOTS["gpu"],
                 "columns": len(asked),
                 "devices_of_first_choices": sum(
                     board.of[member.uid][0].need.devices for member in board.members
@@ -184,33 +205,40 @@ def _running(columns: Sequence[Column], choice: Choice) -> list[Column]:
     return found
 
 
-def _planned(
-    what: str, room: str, ask: Ask, policy: PlannerPolicy, repeats: int, *, target_ms: float
-) -> list[JSON]:
-    """Return the cells of the whole planner, on sets of CPU threads."""
-    snapshot, known = cpu_snapshot(ask, policy=policy), Surveys()
+def _planned(what: str, kind: str, room: str, ask: Ask, *, repeats: int) -> list[JSON]:
+    """Return the cells of the whole planner."""
+    policy = PlannerPolicy()
+    snapshot, known = _DRAWN[kind](ask, policy=policy), Surveys()
+    target_ms = _ONE_MS if what == "one" else _FLEET_MS
     cells = []
     for temperature in ("cold", "warm"):
 
         def once(snapshot: FleetSnapshot = snapshot, known: Surveys = known) -> FleetPlan:
-            # A copy: each repeat comes after the plan before, not after itself.
-            return plan_fleet(snapshot, policy, surveys=copy.copy(known))
+            # Copies: each repeat comes after the plan before, not after itself.
+            surveys = copy.copy(known)
+            surveys.simulations = copy.copy(known.simulations)
+            return plan_fleet(snapshot, policy, surveys=surveys)
 
         timed, plan = _timed(once, repeats)
         cells.append(
             _cell(what, room, temperature, ask, timed, target_ms=target_ms)
             | {
                 "first_ms": round(timed.wall[0], 1),
-                "slots": "sets of CPU threads, six CPU models, eight threads per node",
+                "slots": _SLOTS[kind],
+                "anchors": len(snapshot.anchors),
                 "solver": plan.solver,
                 "chosen": {
                     "unplaced": sum(p.option is None for p in plan.intents),
                     "nearest": sum(p.verdict == "PlannedNearest" for p in plan.intents),
-                    "threads": sum(
-                        p.option.replicas * p.option.config.threads
+                    _HELD[kind]: sum(
+                        p.option.replicas * p.option.config.devices
                         for p in plan.intents
                         if p.option is not None
                     ),
+                    "simulated": sum(
+                        p.option is not None and p.option.simulated for p in plan.intents
+                    ),
+                    "waiting": plan.waiting,
                 },
             }
         )
@@ -286,15 +314,16 @@ def _markdown(result: JSON) -> str:
     lines = [
         head,
         "",
-        "| what | room | start | intents | devices | solver | chosen | p50 ms | p95 ms | CPU p95 ms | target |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
     ]
     for cell in result["cells"]:
         chosen = ", ".join(f"{key} {value}" for key, value in cell["chosen"].items())
         lines.append(
             f"| {cell['what']} | {cell['room']} | {cell['temperature']} | {cell['intents']} | "
-            f"{cell['devices']} | {cell['solver']} | {chosen} | {cell['wall_ms']['p50']} | "
-            f"{cell['wall_ms']['p95']} | {cell['cpu_ms']['p95']} | "
+            f"{cell['devices']} | {cell['slots'].split(',')[0]} | {cell['solver']} | {chosen} | "
+            f"{cell['wall_ms']['p50']} | {cell['wall_ms']['p95']} | {cell['cpu_ms']['p50']} | "
+            f"{cell['cpu_ms']['p95']} | "
             f"< {cell['target_ms']:g} ms: {'met' if cell['met'] else 'missed'} |"
         )
     return "\n".join(lines)

@@ -12,9 +12,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from trimtab.bench.synthetic_gpus import anchors
 from trimtab.planning.architecture import Architecture
 from trimtab.planning.columns import Column, Member
-from trimtab.planning.estimate import key_for
 from trimtab.planning.prices import parse_price_book
 from trimtab.planning.roofline import roofline
 from trimtab.planning.slots import Need, Node
@@ -30,6 +30,7 @@ from trimtab.planning.snapshot import (
     Objective,
     Targets,
 )
+from trimtab.planning.sources import key_for
 
 if TYPE_CHECKING:
     from trimtab.planning.fingerprint import Fingerprint
@@ -58,12 +59,13 @@ _SIZES: Final = ((576, 1536, 9, 3, 30), (960, 2560, 15, 5, 32), (2048, 8192, 32,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """How large a fleet is drawn, and how much load is put on it."""
+    """How large a fleet is drawn, how much load is put on it, and how many anchors each key has."""
 
     intents: int
     devices: int
     load: float
     seed: int = 0
+    anchors: int = 0
 
 
 def gpu_nodes(devices: int) -> tuple[Node, ...]:
@@ -136,11 +138,13 @@ def cpu_snapshot(ask: Ask, *, policy: PlannerPolicy) -> FleetSnapshot:
         )
         for n in range(max(len(_CPU_SPEEDS), ask.devices // _PER_NODE))
     )
+    fingerprints = _fingerprints(models, capabilities, policy)
     return FleetSnapshot(
         intents=tuple(_intent(n, draw, models, load=ask.load) for n in range(ask.intents)),
         pools=pools,
         capabilities=capabilities,
-        fingerprints=_fingerprints(models, capabilities, policy),
+        fingerprints=fingerprints,
+        anchors=anchors(fingerprints, [model.depth for model in models], count=ask.anchors),
         prices=parse_price_book({"cpuHour": {"*": "0.04"}, "memoryGiBHour": "0.005"}),
     )
 

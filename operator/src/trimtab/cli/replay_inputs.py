@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from trimtab.cli.output import CommandError
 from trimtab.cli.traces import read_trace
-from trimtab.planning.estimate import find_source
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.scheduler_limits import SchedulerLimits
+from trimtab.planning.sources import find_source
 from trimtab.planning.step_model import fit
 from trimtab.planning.variation import Variation
 from trimtab.planning.workload import PlannedLoad, planned_load, synthesize, trace_seed

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from trimtab.planning.calibration import Correction, Residual, correction
-from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError
+from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, FingerprintKey
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.snapshot import Anchor
 from trimtab.planning.step_model import StepModel, fit
@@ -96,6 +96,46 @@ def _short(entry: object) -> str:
         return "too long to be shown"
 
 
+class Corrections:
+    """What anchors say about fingerprints: each family's anchors are looked up, not searched for.
+
+    Args:
+        fingerprints: Everybody's, among them those that differ in the tensor-parallel size alone.
+        anchors: Everybody's, of each key the newest last.
+        policy: Constants.
+    """
+
+    def __init__(
+        self,
+        fingerprints: Iterable[Fingerprint],
+        anchors: Sequence[Anchor],
+        *,
+        policy: PlannerPolicy,
+    ) -> None:
+        self._policy = policy
+        self._anchors: dict[str, list[tuple[int, Anchor]]] = {}
+        for place, anchor in enumerate(anchors):
+            self._anchors.setdefault(anchor.key, []).append((place, anchor))
+        self._families: dict[FingerprintKey, list[Fingerprint]] = {}
+        # Without anchors nobody asks for families.
+        for one in fingerprints if anchors else ():
+            self._families.setdefault(_family(one), []).append(one)
+
+    def of(self, fingerprint: Fingerprint) -> Correction | None:
+        """Return what anchors say about a fingerprint's family; None if they say nothing."""
+        if not self._anchors:
+            return None
+        family = {f.key.digest(): f for f in self._families.get(_family(fingerprint), ())}
+        family[fingerprint.key.digest()] = fingerprint
+        mine = sorted(
+            (found for key in family for found in self._anchors.get(key, ())), key=lambda a: a[0]
+        )
+        if not mine:
+            return None
+        members = tuple(sorted(family.values(), key=_size))
+        return _correction(members, tuple(anchor for _, anchor in mine), self._policy)
+
+
 def correction_for(
     fingerprint: Fingerprint,
     *,
@@ -103,22 +143,8 @@ def correction_for(
     anchors: Sequence[Anchor],
     policy: PlannerPolicy,
 ) -> Correction | None:
-    """Return what anchors say about a fingerprint's family; None if they say nothing.
-
-    Args:
-        fingerprint: Of the family.
-        fingerprints: Everybody's, among them those that differ in the tensor-parallel size alone.
-        anchors: Everybody's, of each key the newest last.
-        policy: Constants.
-    """
-    if not anchors:
-        return None
-    family = {f.key.digest(): f for f in fingerprints if _related(f, fingerprint)}
-    family[fingerprint.key.digest()] = fingerprint
-    mine = tuple(a for a in anchors if a.key in family)
-    if not mine:
-        return None
-    return _correction(tuple(sorted(family.values(), key=_size)), mine, policy)
+    """Return what `Corrections.of` finds, for one question alone."""
+    return Corrections(fingerprints, anchors, policy=policy).of(fingerprint)
 
 
 def departure(
@@ -228,10 +254,9 @@ def _correction(
     return Correction(residuals=tuple(residuals), sizes=tuple(sorted(by_size)), policy=policy)
 
 
-def _related(one: Fingerprint, other: Fingerprint) -> bool:
-    return one.key.architecture == other.key.architecture and (
-        replace(one.key, tensor_parallel_size=1) == replace(other.key, tensor_parallel_size=1)
-    )
+def _family(fingerprint: Fingerprint) -> FingerprintKey:
+    """Return what fingerprints that differ in the tensor-parallel size alone have in common."""
+    return replace(fingerprint.key, tensor_parallel_size=1)
 
 
 def _size(fingerprint: Fingerprint) -> int:

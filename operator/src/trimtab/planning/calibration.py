@@ -29,6 +29,25 @@ class Residual:
     error: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Errors over log₂ B of one tensor-parallel size: between two rows, or a part of the nearest."""
+
+    below: Curve
+    above: Curve | None = None
+    share: float = 0.0
+    permille: int | None = None
+
+    def at(self, x: float) -> float:
+        """Return the error at log₂ B."""
+        value = self.below.at(x)
+        if self.permille is not None:
+            return value * self.permille / 1000
+        if self.above is None:
+            return value
+        return value * (1 - self.share) + self.above.at(x) * self.share
+
+
 @dataclass(frozen=True, kw_only=True)
 class Correction:
     """The correction of a family of step models that differ in their tensor-parallel size alone.
@@ -52,10 +71,7 @@ class Correction:
         Where a size, or one batch of it, has three anchors or more, their median says so: one
         contended minute is no wrong fingerprint.
         """
-        by_size: dict[int, list[Residual]] = {}
-        for residual in self.residuals:
-            by_size.setdefault(residual.tensor_parallel_size, []).append(residual)
-        for size, found in by_size.items():
+        for size, found in _sizes(self.residuals).items():
             if len(found) < _FEWEST_AGREEING:
                 if any(abs(error) > _LARGEST for error in self._rows[size].ys):
                     return True
@@ -82,13 +98,11 @@ class Correction:
     def unexplained(self) -> float:
         """Return the median |e| of each anchor under the correction that the others make."""
         errors = []
-        for i, left_out in enumerate(self.residuals):
-            size = left_out.tensor_parallel_size
-            others = [r for j, r in enumerate(self.residuals) if j != i and _trusted(r)]
-            # Other sizes' rows stay as they are: to make them again for each anchor takes seconds.
-            rows = {s: row for s, row in self._trusted_rows.items() if s != size}
-            rows |= _by_size([r for r in others if r.tensor_parallel_size == size])
-            known = self._shrunk(rows, len(others), size, left_out.batch)
+        for left_out in self.residuals:
+            rows, count = self._trusted_rows, len(self._trusted)
+            if _trusted(left_out):
+                rows, count = self._without(left_out), count - 1
+            known = self._shrunk(rows, count, left_out.tensor_parallel_size, left_out.batch)
             errors.append(abs(left_out.error - known))
         return statistics.median(errors) if errors else 0.0
 
@@ -99,15 +113,27 @@ class Correction:
         size's correction is taken. A suspect family is not corrected, and a single anchor beyond a
         factor of two corrects nothing.
         """
-        if self.suspect:
+        if self.suspect or not self._trusted_rows:
             return 0.0
-        return self._shrunk(self._trusted_rows, len(self._trusted), tensor_parallel_size, batch)
+        count = len(self._trusted)
+        known = self._spans[0]
+        if tensor_parallel_size not in known:
+            known[tensor_parallel_size] = self._span(self._trusted_rows, tensor_parallel_size)
+        return count / (count + 1) * known[tensor_parallel_size].at(_log2(batch))
 
     def seen(self, tensor_parallel_size: int, batch: float) -> float:
         """Return ln(measured/predicted) as the anchors saw it, neither shrunk nor refused; 0 of none."""
         if not self._rows:
             return 0.0
-        return self._bilinear(self._rows, tensor_parallel_size, _log2(batch))
+        known = self._spans[1]
+        if tensor_parallel_size not in known:
+            known[tensor_parallel_size] = self._span(self._rows, tensor_parallel_size)
+        return known[tensor_parallel_size].at(_log2(batch))
+
+    @cached_property
+    def _spans(self) -> tuple[dict[int, "_Span"], dict[int, "_Span"]]:
+        """Between which rows each size lies, of the trusted ones and of all: every option asks."""
+        return {}, {}
 
     @cached_property
     def _rows(self) -> dict[int, Curve]:
@@ -121,19 +147,33 @@ class Correction:
     def _trusted_rows(self) -> dict[int, Curve]:
         return _by_size(self._trusted)
 
-    def _shrunk(self, rows: Mapping[int, Curve], count: int, size: int, batch: float) -> float:
-        return count / (count + 1) * self._bilinear(rows, size, _log2(batch)) if rows else 0.0
+    @cached_property
+    def _trusted_groups(self) -> dict[int, dict[int, list[Residual]]]:
+        return {size: _buckets(found) for size, found in _sizes(self._trusted).items()}
 
-    def _bilinear(self, rows: Mapping[int, Curve], size: int, x: float) -> float:
+    def _without(self, left_out: Residual) -> dict[int, Curve]:
+        """Return the trusted rows without one residual: only its own group's mean is found anew."""
+        size, bucket = left_out.tensor_parallel_size, _bucket(left_out)
+        groups = self._trusted_groups[size]
+        rest = list(groups[bucket])
+        rest.remove(left_out)
+        left = [found for b in sorted(groups) if (found := rest if b == bucket else groups[b])]
+        rows = {s: row for s, row in self._trusted_rows.items() if s != size}
+        return rows | ({size: _flat(left)} if left else {})
+
+    def _shrunk(self, rows: Mapping[int, Curve], count: int, size: int, batch: float) -> float:
+        return count / (count + 1) * self._span(rows, size).at(_log2(batch)) if rows else 0.0
+
+    def _span(self, rows: Mapping[int, Curve], size: int) -> "_Span":
         below = max((s for s in rows if s <= size), default=None)
         above = min((s for s in rows if s >= size), default=None)
         if below is None or above is None:
             nearest = rows[min(rows) if below is None else max(rows)]
-            return nearest.at(x) * self.policy.beyond_anchored_permille / 1000
+            return _Span(nearest, permille=self.policy.beyond_anchored_permille)
         if below == above:
-            return rows[below].at(x)
+            return _Span(rows[below])
         share = (_log2(size) - _log2(below)) / (_log2(above) - _log2(below))
-        return rows[below].at(x) * (1 - share) + rows[above].at(x) * share
+        return _Span(rows[below], above=rows[above], share=share)
 
     def apply(self, model: StepModel, *, tensor_parallel_size: int) -> StepModel:
         """Return a step model of the family with its times corrected."""
@@ -212,18 +252,33 @@ def _by_size(residuals: Sequence[Residual]) -> dict[int, Curve]:
     Batches within half an octave are one point: two that differ by a hair would make a slope out
     of their noise.
     """
+    return {size: _flat(_groups(found)) for size, found in _sizes(residuals).items()}
+
+
+def _sizes(residuals: Iterable[Residual]) -> dict[int, list[Residual]]:
+    """Return the residuals by tensor-parallel size."""
     grouped: dict[int, list[Residual]] = {}
     for residual in residuals:
         grouped.setdefault(residual.tensor_parallel_size, []).append(residual)
-    return {size: _flat(_groups(found)) for size, found in grouped.items()}
+    return grouped
 
 
-def _groups(residuals: Sequence[Residual]) -> list[list[Residual]]:
+def _groups(residuals: Iterable[Residual]) -> list[list[Residual]]:
     """Return the residuals of one size by half octaves of their batch, the least first."""
+    buckets = _buckets(residuals)
+    return [buckets[bucket] for bucket in sorted(buckets)]
+
+
+def _buckets(residuals: Iterable[Residual]) -> dict[int, list[Residual]]:
     buckets: dict[int, list[Residual]] = {}
     for residual in residuals:
-        buckets.setdefault(round(2 * _log2(residual.batch)), []).append(residual)
-    return [buckets[bucket] for bucket in sorted(buckets)]
+        buckets.setdefault(_bucket(residual), []).append(residual)
+    return buckets
+
+
+def _bucket(residual: Residual) -> int:
+    """Return the half octave of a residual's batch."""
+    return round(2 * _log2(residual.batch))
 
 
 def _flat(groups: Sequence[Sequence[Residual]]) -> Curve:

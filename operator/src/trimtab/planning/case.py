@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from trimtab.planning.capacity import Ledger
 from trimtab.planning.diagnose import Problem, no_fit, price_unknown
 from trimtab.planning.estimate import Subject
+from trimtab.planning.machines import Machines
 from trimtab.planning.objectives import Judged, judge, prune, rank
 from trimtab.planning.options import pin_problem, running_option, space
 from trimtab.planning.plan import Alternative, FingerprintNeed
@@ -93,7 +94,7 @@ def prepare(
         )
         return Case(intent=intent, problem=unknown, assignment=assignment)
     load = planned_load(intent.load, context_length=model.context_length, policy=policy)
-    found = space(intent, model, snapshot=snapshot, policy=policy)
+    found = space(intent, model, machines=surveys.machines, snapshot=snapshot, policy=policy)
     contradiction = pin_problem(intent, model, load)
     pinned = contradiction or found.problem
     problem = None
@@ -111,7 +112,13 @@ def prepare(
         running = _surveyed(assignment, survey, snapshot)
         if running is None:
             option = running_option(
-                intent, model, assignment, load=load, snapshot=snapshot, policy=policy
+                intent,
+                model,
+                assignment,
+                load=load,
+                snapshot=snapshot,
+                policy=policy,
+                sources=surveys.sources,
             )
             running = judge(intent, option, load=load, priced=is_priced(snapshot), policy=policy)
     case = Case(
@@ -135,6 +142,7 @@ def prepare(
         load=load,
         fits=fleet.fits,
         simulations=surveys.simulations,
+        sources=surveys.sources,
         snapshot=snapshot,
         policy=policy,
     )
@@ -154,20 +162,24 @@ def _surveyed(
     return next(every, None)
 
 
-def subjects(snapshot: FleetSnapshot, policy: PlannerPolicy) -> Iterator[Subject]:
+def subjects(
+    snapshot: FleetSnapshot, policy: PlannerPolicy, *, machines: Machines
+) -> Iterator[Subject]:
     """Yield what `prepare` will ask surveys for; what fails here fails there, and tells."""
     for intent in snapshot.intents:
         with suppress(Exception):
-            if (subject := _subject(intent, snapshot, policy)) is not None:
+            if (subject := _subject(intent, snapshot, policy, machines)) is not None:
                 yield subject
 
 
-def _subject(intent: IntentView, snapshot: FleetSnapshot, policy: PlannerPolicy) -> Subject | None:
+def _subject(
+    intent: IntentView, snapshot: FleetSnapshot, policy: PlannerPolicy, machines: Machines
+) -> Subject | None:
     model = intent.model
     if model is None:
         return None
     load = planned_load(intent.load, context_length=model.context_length, policy=policy)
-    found = space(intent, model, snapshot=snapshot, policy=policy)
+    found = space(intent, model, machines=machines, snapshot=snapshot, policy=policy)
     if pin_problem(intent, model, load) or not found.configs:
         return None
     return Subject(intent=intent, model=model, configs=found.configs, load=load)

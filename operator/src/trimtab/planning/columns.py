@@ -135,6 +135,7 @@ class Board:
         self._place = {rank: n for n, rank in enumerate(self.ranks)}
         self._level = {priority: n for n, priority in enumerate(self.priorities)}
         self._youngest = max((m.created_seconds for m in self.members), default=0)
+        self._leaving: dict[str, tuple[float, ...]] = {}
 
     def level(self, column: Column) -> int:
         """Return where `change` counts a column's cost."""
@@ -155,6 +156,13 @@ class Board:
                     ranks[self._place[member.rank]] += sign
                     age += sign * (self._youngest - member.created_seconds)
         return (*ranks, *(round(one, _DIGITS) for one in losses), age)
+
+    def leaving(self, column: Column) -> tuple[float, ...]:
+        """Return `change` if one of the columns goes; found once, since swaps ask for it all the time."""
+        found = self._leaving.get(column.id)
+        if found is None:
+            found = self._leaving[column.id] = self.change((column,), ())
+        return found
 
     def score(self, chosen: Iterable[Column]) -> Score:
         """Return how good a choice of columns is."""

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trimtab.planning.architecture import architecture_hash
-from trimtab.planning.estimate import best_for
 from trimtab.planning.snapshot import FleetSnapshot
+from trimtab.planning.sources import best_for
 
 if TYPE_CHECKING:
     from trimtab.planning.fingerprint import Fingerprint, FingerprintKey

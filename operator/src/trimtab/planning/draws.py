@@ -48,9 +48,9 @@ class StratifiedDraws:
 
     def lognormvariate(self, mean: float, deviation: float, /) -> float:
         """Return a length, of prompt and output in turn."""
-        u = next(self._lengths[self._turn])
+        normal = next(self._lengths[self._turn])
         self._turn = (self._turn + 1) % _LENGTHS
-        return math.exp(mean + deviation * _NORMAL.inv_cdf(u))
+        return math.exp(mean + deviation * normal)
 
 
 class _Random:
@@ -72,9 +72,10 @@ class _Random:
 
 @lru_cache(maxsize=8)
 def _decks(seed: int, count: int) -> tuple[tuple[float, ...], ...]:
-    """Return the quantiles (i + ½)/count in three random orders."""
+    """Return the quantiles (i + ½)/count in a random order for gaps, and normal ones for lengths."""
     random = _Random(seed)
-    return tuple(tuple(_shuffled(count, random)) for _ in range(1 + _LENGTHS))
+    gaps, *lengths = (_shuffled(count, random) for _ in range(1 + _LENGTHS))
+    return (tuple(gaps), *(tuple(map(_NORMAL.inv_cdf, deck)) for deck in lengths))
 
 
 def _shuffled(count: int, random: _Random) -> list[float]:

@@ -1,199 +1,39 @@
-"""From a configuration to what it delivers: the fingerprint that fits it, memory, latencies, cost."""
+"""From a configuration to what it delivers: memory, latencies, confidence and cost, many at once."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from trimtab.planning.anchors import correction_for
-from trimtab.planning.architecture import Architecture, architecture_hash
-from trimtab.planning.calibration import Correction
 from trimtab.planning.confidence import assess, lowered, margin_permille, ttft_margin_permille
-from trimtab.planning.curves import Curve
-from trimtab.planning.fingerprint import Fingerprint, FingerprintInvalidError, FingerprintKey
+from trimtab.planning.fingerprint import FingerprintKey
 from trimtab.planning.gpu_memory import GpuMemory, gpu_memory
-from trimtab.planning.gpus import gpu_bytes, known_peak
-from trimtab.planning.memory import MemoryPlan, memory_plan
-from trimtab.planning.plan import Anchoring, Latency, Option, Prediction
+from trimtab.planning.gpus import gpu_bytes
+from trimtab.planning.memory import MemoryPlan, ReplicaMemory
+from trimtab.planning.plan import Anchoring, Confidence, Latency, Option, Prediction
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import PriceBook, price_for
-from trimtab.planning.roofline import roofline
-from trimtab.planning.roofline_gpu import PEAKS, gpu_roofline
 from trimtab.planning.slots import Nodes
-from trimtab.planning.slowdown import slowdown, slowed
-from trimtab.planning.snapshot import (
-    Config,
-    EngineCapabilities,
-    FleetSnapshot,
-    IntentView,
-    ModelView,
-)
+from trimtab.planning.snapshot import Config, FleetSnapshot, IntentView, ModelView
+from trimtab.planning.sources import Source, Sources
 from trimtab.planning.steady import ReplicaKind, Replicas, States
-from trimtab.planning.step_arrays import Bools, Floats, Ints
-from trimtab.planning.step_model import StepModel, fit
+from trimtab.planning.step_arrays import Bools, Floats, Ints, pick
 from trimtab.planning.workload import PlannedLoad
 
 _GIB = 2**30
 _UNBOUND_TOKENS = 1 << 40
 # What a replica that cannot carry its load is shown with: just below its capacity.
 _FULL = 0.98
-# Shares of the capacity between which replicas are predicted together.
+# Shares of the capacity between which replicas are predicted together, if they are more than a few.
 _USES = (0.4, 0.7, 0.9)
+_FEW = 48
 # The company that memory is planned for: what one request in twenty exceeds.
 _BUSY = 0.95
 _SHOWN = (0.5, 0.95, 0.99)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """The step model of a configuration and where it comes from.
-
-    ``correction`` is what live replicas say about it, and applied; None if they say nothing.
-    """
-
-    fingerprint: Fingerprint
-    model: StepModel
-    correction: Correction | None = None
-
-
-def key_for(
-    model: ModelView, config: Config, *, capabilities: EngineCapabilities
-) -> FingerprintKey:
-    """Return the key of the fingerprint that a configuration needs: of one of its stages."""
-    return FingerprintKey(
-        architecture=architecture_hash(model.architecture),
-        product=config.product,
-        cpu_model=config.cpu_model,
-        threads=config.threads // config.pipeline_parallel_size,
-        precision=config.precision,
-        kv_precision=compute_precision(config.precision),
-        tensor_parallel_size=config.tensor_parallel_size,
-        engine=capabilities.engine,
-        engine_version=capabilities.version,
-        flags=tuple(sorted(capabilities.flags)),
-    )
-
-
-def best_for(key: FingerprintKey, fingerprints: Iterable[Fingerprint]) -> Fingerprint | None:
-    """Return the fingerprint to use for a key, or None.
-
-    Times of another engine, as a catalogue's or an imported profile's, or of another version serve
-    until there are better ones (they lower the confidence), those of this engine first;
-    one of another product, CPU model or thread count never does (AIBrix #507), nor one of shapes
-    for a group that leaves its all-reduces out: on PCIe that is the largest single error.
-    """
-    order = {"Measured": 0, "Catalogue": 1, "Roofline": 2}
-    fitting = [f for f in fingerprints if _serves(f.key, key) and _counts_exchange(f)]
-    exact = [f for f in fitting if f.key == key] or fitting
-    return min(
-        exact,
-        key=lambda f: (
-            f.key.engine != key.engine,
-            order[f.source],
-            _newest(f.taken),
-            f.key.digest(),
-        ),
-        default=None,
-    )
-
-
-def find_source(
-    model: ModelView,
-    config: Config,
-    *,
-    snapshot: FleetSnapshot,
-    policy: PlannerPolicy,
-    nodes: Nodes = (),
-) -> Source:
-    """Return the best source for a configuration; the roofline where nothing usable is measured.
-
-    Step times are of the GPUs that a replica gets, as far as scores tell: of those on ``nodes`` where
-    it runs, else of what a group may expect. With pipeline stages a step passes through all of them
-    in turn, as the engine runs it.
-    """
-    key = key_for(model, config, capabilities=snapshot.capabilities)
-    found = best_for(key, snapshot.fingerprints)
-    return _source(model, config, key, found, snapshot=snapshot, policy=policy, nodes=nodes)
-
-
-def _source(
-    model: ModelView,
-    config: Config,
-    key: FingerprintKey,
-    found: Fingerprint | None,
-    *,
-    snapshot: FleetSnapshot,
-    policy: PlannerPolicy,
-    nodes: Nodes,
-) -> Source:
-    slow = slowdown(config, snapshot.scores, nodes=nodes)
-
-    def source(fingerprint: Fingerprint) -> Source:
-        known = correction_for(
-            fingerprint,
-            fingerprints=snapshot.fingerprints,
-            anchors=snapshot.anchors,
-            policy=policy,
-        )
-        fitted = slowed(_calibrated(fingerprint, model.depth, known), slow)
-        return Source(
-            fingerprint=fingerprint, model=_staged(fitted, config, policy), correction=known
-        )
-
-    if found is not None:
-        try:
-            return source(found)
-        except FingerprintInvalidError:
-            # The operator refuses such documents when they arrive and says so; a plan goes on.
-            pass
-    return source(_estimated(model.architecture, key, policy))
-
-
-def gpu_source(
-    model: ModelView, config: Config, *, snapshot: FleetSnapshot, policy: PlannerPolicy
-) -> Fingerprint | None:
-    """Return what a configuration on GPUs is predicted from, None where nothing is known of it."""
-    key = key_for(model, config, capabilities=snapshot.capabilities)
-    found = best_for(key, snapshot.fingerprints)
-    if found is None and known_peak(config):
-        return _estimated(model.architecture, key, policy)
-    return found
-
-
-def _staged(model: StepModel, config: Config, policy: PlannerPolicy) -> StepModel:
-    """Return the step model of a pipeline: every boundary is crossed once, and the logits come back."""
-    stages = config.pipeline_parallel_size
-    if stages == 1:
-        return model
-    each = policy.cpu_stage_us if config.product == "cpu" else policy.gpu_stage_us
-    fixed = model.fixed
-    return replace(model, fixed=Curve(fixed.xs, tuple(y + stages * each for y in fixed.ys)))
-
-
-@lru_cache(maxsize=2048)
-def _fitted(fingerprint: Fingerprint, depth: int) -> StepModel:
-    """Return `fit` once per document and depth: every intent of a family asks for it.
-
-    Raises:
-        FingerprintInvalidError: From `fit`.
-    """
-    return fit(fingerprint, depth=depth)
-
-
-def _calibrated(fingerprint: Fingerprint, depth: int, correction: Correction | None) -> StepModel:
-    """Return the fitted model, corrected where live replicas say something.
-
-    Raises:
-        FingerprintInvalidError: From `fit`.
-    """
-    model = _fitted(fingerprint, depth)
-    if correction is None:
-        return model
-    return correction.apply(model, tensor_parallel_size=fingerprint.key.tensor_parallel_size)
 
 
 def _anchoring(source: Source, *, batch: float) -> Anchoring | None:
@@ -209,17 +49,6 @@ def _anchoring(source: Source, *, batch: float) -> Anchoring | None:
         factor_permille=round(1000 * math.exp(known.log_factor(size, batch))),
         seen_permille=round(1000 * math.exp(known.seen(size, batch))),
     )
-
-
-@lru_cache(maxsize=2048)
-def _estimated(
-    architecture: Architecture, key: FingerprintKey, policy: PlannerPolicy
-) -> Fingerprint:
-    if key.product == "cpu":
-        return roofline(architecture, key=key, policy=policy)
-    # What runs on a product that is no longer known is judged as the slowest that is.
-    slowest = min(PEAKS.values(), key=lambda peak: peak.bytes_per_us)
-    return gpu_roofline(architecture, key=key, peak=PEAKS.get(key.product, slowest), policy=policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,18 +97,50 @@ class Ask:
     rate: float
 
 
-class _Figures(NamedTuple):
-    """What one replica delivers, times in µs; lists hold all quantiles that anybody asks for."""
+class _Figures:
+    """What replicas deliver, a row each, times in µs; a column per quantile that anybody asks for."""
 
+    __slots__ = ("extrapolated", "running", "step_us", "tpots", "ttft_us", "ttfts")
+
+    def __init__(self, count: int, quantiles: int) -> None:
+        self.extrapolated: Bools = np.zeros(count, dtype=bool)
+        self.running, self.step_us, self.ttft_us = np.zeros((3, count))
+        self.ttfts, self.tpots = np.zeros((2, count, quantiles))
+
+    def fill(
+        self, rows: Ints, replicas: Replicas, states: States, quantiles: Sequence[float]
+    ) -> None:
+        """Note what some rows deliver in their states."""
+        waits = replicas.waits(states)
+        self.extrapolated[rows] = replicas.extrapolates(states)
+        self.running[rows] = states.running
+        self.step_us[rows] = states.step_us
+        self.ttft_us[rows] = waits.mean()
+        self.ttfts[rows] = waits.exceeded([1 - quantile for quantile in quantiles])
+        self.tpots[rows] = replicas.tpot_us(states, quantiles)
+
+
+class _Row(NamedTuple):
+    """What one option is made from.
+
+    Attributes:
+        memory: Of one replica.
+        slots: Sequences that it decodes at once.
+        capacity: Of all replicas, requests per second.
+        overloaded: They cannot carry the rate.
+        extrapolated: Their steps lie outside the measured grid.
+        running: Sequences that one of them decodes on average.
+        whole: Mean, p50, p95, p99 and the intent's percentile of TTFT, of TPOT and of E2E in µs, then
+            capacity, utilisation and batch, as a `Prediction` holds them.
+    """
+
+    memory: MemoryPlan | GpuMemory
     slots: int
     capacity: float
     overloaded: bool
     extrapolated: bool
     running: float
-    step_us: float
-    ttft_us: float
-    ttfts: list[float]
-    tpots: list[float]
+    whole: list[float]
 
 
 class Estimator:
@@ -290,10 +151,16 @@ class Estimator:
     """
 
     def __init__(
-        self, subjects: Sequence[Subject], *, snapshot: FleetSnapshot, policy: PlannerPolicy
+        self,
+        subjects: Sequence[Subject],
+        *,
+        snapshot: FleetSnapshot,
+        policy: PlannerPolicy,
+        sources: Sources | None = None,
     ) -> None:
         self._snapshot, self._policy = snapshot, policy
-        self.candidates = tuple(c for one in subjects for c in self._candidates(one))
+        known = sources if sources is not None else Sources(snapshot, policy=policy)
+        self.candidates = tuple(c for one in subjects for c in self._candidates(one, known))
         self._replicas = Replicas(
             [
                 ReplicaKind(
@@ -311,40 +178,41 @@ class Estimator:
         self._unloaded = self._replicas.unloaded_us.tolist()
         percentiles = {one.intent.targets.percentile / 100 for one in subjects}
         self._quantiles = sorted({*_SHOWN, *percentiles})
+        self._places = np.array([self._shown(one) for one in self.candidates])
+        self._tokens = np.array([one.subject.load.output - 1.0 for one in self.candidates])
+        self._memories = [self._memory(one) for one in self.candidates]
+        # A replica on GPUs has what they have, whatever company a request finds there.
+        self._fixed = np.array([isinstance(one, GpuMemory) for one in self._memories])
+        self._assessed: dict[tuple[int, bool, bool], tuple[Confidence, int, int]] = {}
 
-    def _candidates(self, subject: Subject) -> Iterator[Candidate]:
-        model, snapshot, policy = subject.model, self._snapshot, self._policy
-        family = architecture_hash(model.architecture)
-        known = [one for one in snapshot.fingerprints if one.key.architecture == family]
+    def _shown(self, one: Candidate) -> list[int]:
+        """Return where the quantiles that a prediction shows are among all that are asked for."""
+        percentile = one.subject.intent.targets.percentile
+        return [self._quantiles.index(q) for q in (*_SHOWN, percentile / 100)]
+
+    def _candidates(self, subject: Subject, sources: Sources) -> Iterator[Candidate]:
+        policy = self._policy
         for config in subject.configs:
-            key = key_for(model, config, capabilities=snapshot.capabilities)
-            source = _source(
-                model,
-                config,
-                key,
-                best_for(key, known),
-                snapshot=snapshot,
-                policy=policy,
-                nodes=subject.nodes,
-            )
-            taken, cpu = source.fingerprint, config.product == "cpu"
+            found, cpu = sources.of(subject.model, config, nodes=subject.nodes), _on_cpu(config)
             yield Candidate(
                 subject=subject,
                 config=config,
-                key=key,
-                source=source,
-                fingerprint="Roofline" if taken.source == "Roofline" else taken.key.digest(),
+                key=found.key,
+                source=found.source,
+                fingerprint=found.name,
                 token_budget=policy.cpu_max_batch_tokens if cpu else policy.gpu_max_batch_tokens,
                 max_sequences=policy.cpu_max_sequences if cpu else policy.gpu_max_sequences,
-                longest=longest_request(model, subject.load, policy),
+                longest=longest_request(subject.model, subject.load, policy),
             )
 
     def options(self, asks: Sequence[Ask]) -> list[Callable[[], Option]]:
         """Return each option, with prediction and cost, to be called for if it is looked at."""
         replicas, which = self._replicas, np.array([ask.number for ask in asks])
-        rates = np.array([ask.rate / ask.replicas for ask in asks])
-        sequences = self._sequences[which]
-        memories = self._memories(asks, which, rates)
+        counts = np.array([float(ask.replicas) for ask in asks])
+        rate = np.array([ask.rate for ask in asks])
+        rates, sequences = rate / counts, self._sequences[which]
+        screened = self._screened(which, rates)
+        memories = self._held(asks, screened)
         # What runs holds one long request, whatever the figures of its GPUs say.
         kv_tokens = np.array(
             [
@@ -355,73 +223,114 @@ class Estimator:
         slots = replicas.slots(which, kv_tokens=kv_tokens, sequences=sequences)
         capacity = replicas.capacity(which, slots)
         overloaded = rates > capacity
+        figures = _Figures(len(asks), len(self._quantiles))
+        known = np.zeros(len(asks), dtype=bool)
+        for rows, states in screened:
+            # Where the KV cache holds all sequences, that was the state itself.
+            same = ~overloaded[rows] & (states.slots == slots[rows])
+            known[rows] = same
+            if same.any():
+                figures.fill(rows[same], replicas, states.only(same), self._quantiles)
         shown = np.where(overloaded, _FULL * capacity, rates)
-        found: dict[int, _Figures] = {}
-        for rows in _alike(shown / capacity):
+        for rows in _alike(np.nonzero(~known)[0], shown / capacity):
             states = replicas.steady(which[rows], slots=slots[rows], rate=shown[rows])
-            figures = self._figures(states, capacity[rows], overloaded[rows])
-            found.update(zip(rows.tolist(), figures, strict=True))
+            figures.fill(rows, replicas, states, self._quantiles)
+        total = capacity * counts
+        table = zip(
+            memories,
+            slots.tolist(),
+            total.tolist(),
+            overloaded.tolist(),
+            figures.extrapolated.tolist(),
+            figures.running.tolist(),
+            self._whole(which, figures, rate=rate, capacity=total),
+            strict=True,
+        )
         return [
-            partial(self._option, ask, memory, found[row])
-            for row, (ask, memory) in enumerate(zip(asks, memories, strict=True))
+            partial(self._option, ask, _Row(*row)) for ask, row in zip(asks, table, strict=True)
         ]
 
-    def _memories(
-        self, asks: Sequence[Ask], which: Ints, rates: Floats
+    def _screened(self, which: Ints, rates: Floats) -> list[tuple[Ints, States]]:
+        """Return the states of replicas whose KV cache holds whatever company there is."""
+        replicas = self._replicas
+        unbound = np.full(len(which), _UNBOUND_TOKENS)
+        slots = replicas.slots(which, kv_tokens=unbound, sequences=self._sequences[which])
+        asked = np.nonzero(~self._fixed[which])[0]
+        use = rates / replicas.capacity(which, slots)
+        return [
+            (rows, replicas.steady(which[rows], slots=slots[rows], rate=rates[rows]))
+            for rows in _alike(asked, use)
+        ]
+
+    def _held(
+        self, asks: Sequence[Ask], screened: Sequence[tuple[Ints, States]]
     ) -> list[MemoryPlan | GpuMemory]:
         """Return replicas' memory, with KV for the company that a request finds when it is busy."""
-        replicas = self._replicas
-        unbound = np.full(len(asks), _UNBOUND_TOKENS)
-        slots = replicas.slots(which, kv_tokens=unbound, sequences=self._sequences[which])
         others = np.zeros(len(asks))
-        for rows in _alike(rates / replicas.capacity(which, slots)):
-            states = replicas.steady(which[rows], slots=slots[rows], rate=rates[rows])
+        for rows, states in screened:
             others[rows] = states.others([_BUSY])[:, 0]
-        return [
-            self._memory(ask.number, found)
-            for ask, found in zip(asks, others.tolist(), strict=True)
-        ]
+        found: list[MemoryPlan | GpuMemory] = []
+        for ask, company in zip(asks, others.tolist(), strict=True):
+            memory = self._memories[ask.number]
+            if isinstance(memory, ReplicaMemory):
+                found.append(memory.holding(self._kv_tokens(ask.number, company)))
+            else:
+                found.append(memory)
+        return found
 
-    def _figures(self, states: States, capacity: Floats, overloaded: Bools) -> list[_Figures]:
-        replicas, waits = self._replicas, self._replicas.waits(states)
-        columns = (
-            states.slots,
-            capacity,
-            overloaded,
-            replicas.extrapolates(states),
-            states.running,
-            states.step_us,
-            waits.mean(),
-            waits.exceeded([1 - quantile for quantile in self._quantiles]),
-            replicas.tpot_us(states, self._quantiles),
-        )
-        return [_Figures(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+    def _kv_tokens(self, number: int, others: float) -> int:
+        """Return what a replica's KV cache is to hold: for its company, and the longest request.
 
-    def _option(self, ask: Ask, memory: MemoryPlan | GpuMemory, figures: _Figures) -> Option:
-        one, policy = self.candidates[ask.number], self._policy
-        load = one.subject.load
-        capacity = figures.capacity * ask.replicas
-        prediction = self._prediction(ask, figures, capacity=capacity)
-        anchoring = _anchoring(one.source, batch=max(1.0, figures.running))
-        confidence = assess(
-            one.source.fingerprint,
-            one.source.model,
-            anchoring=anchoring,
-            engine_version=self._snapshot.capabilities.version,
-            extrapolated=figures.extrapolated,
-            utilisation_permille=prediction.utilisation_permille,
-            policy=policy,
+        The longest request has room beside the others: without that it keeps them waiting.
+        """
+        one, load = self.candidates[number], self.candidates[number].subject.load
+        busy = math.ceil((1 + others) * (load.prompt + load.output))
+        headroom = self._policy.kv_headroom_permille
+        return max(one.longest + busy, math.ceil(busy * headroom / 1000))
+
+    def _whole(
+        self, which: Ints, figures: _Figures, *, rate: Floats, capacity: Floats
+    ) -> list[list[float]]:
+        """Return the figures of predictions in whole numbers, as `_Row` lists them."""
+        places, tokens = self._places[which], self._tokens[which][:, None]
+        overhead = self._snapshot.gateway_overhead_us
+        ttft = np.concatenate([figures.ttft_us[:, None], pick(figures.ttfts, places)], axis=1)
+        ttft += overhead
+        tpot = np.concatenate([figures.step_us[:, None], pick(figures.tpots, places)], axis=1)
+        tpot = np.where(tokens > 0, tpot, 0.0)
+        # Percentiles of the two add up only if slow prompts meet slow decodes; they do, under load.
+        e2e = ttft + tokens * tpot
+        whole = np.concatenate(
+            [
+                np.rint(ttft),
+                np.rint(tpot),
+                np.rint(e2e),
+                np.floor(capacity * 1000)[:, None],
+                np.ceil(1000 * rate / capacity)[:, None],
+                np.rint(1000 * figures.running)[:, None],
+            ],
+            axis=1,
         )
-        if one.config.pipeline_parallel_size > 1:
-            confidence = lowered(confidence, "pipeline stages predicted from one")
-        margin = margin_permille(confidence.level, policy=policy)
+        found: list[list[float]] = whole.tolist()
+        return found
+
+    def _option(self, ask: Ask, row: _Row) -> Option:
+        one, memory = self.candidates[ask.number], row.memory
+        load, unloaded = one.subject.load, self._unloaded[ask.number]
+        percentile = one.subject.intent.targets.percentile
+        whole = [int(figure) for figure in row.whole]
+        capacity_milli, utilisation, batch = whole[15:]
+        anchoring = _anchoring(one.source, batch=max(1.0, row.running))
+        confidence, margin, ttft_margin = self._confidence(
+            ask.number, anchoring, extrapolated=row.extrapolated, utilisation=utilisation
+        )
         cost = hourly(
             one.config,
             replicas=ask.replicas,
             memory_bytes=memory.total,
             prices=self._snapshot.prices,
         )
-        served = ask.rate if ask.rate > 0 else 1e6 / self._unloaded[ask.number]
+        served = ask.rate if ask.rate > 0 else 1e6 / unloaded
         return Option(
             config=one.config,
             replicas=ask.replicas,
@@ -429,52 +338,63 @@ class Estimator:
             arena_bytes=memory.arena,
             kv_tokens=memory.kv_tokens,
             max_model_len=one.longest,
-            max_seqs=figures.slots,
+            max_seqs=row.slots,
             max_batch_tokens=one.token_budget,
-            predicted=prediction,
+            predicted=Prediction(
+                ttft=_latency(whole[:5], percentile),
+                tpot=_latency(whole[5:10], percentile),
+                e2e=_latency(whole[10:15], percentile),
+                unloaded_e2e_us=round(unloaded) + self._snapshot.gateway_overhead_us,
+                capacity_milli_rps=capacity_milli,
+                utilisation_permille=utilisation,
+                mean_batch_milli=batch,
+                overloaded=row.overloaded,
+            ),
             margin_permille=margin,
-            ttft_margin_permille=ttft_margin_permille(margin, anchoring, policy=policy),
+            ttft_margin_permille=ttft_margin,
             confidence=confidence,
             cost_per_hour_micro_usd=cost,
             cost_per_million_output_tokens_micro_usd=_per_million(
-                cost, min(served, capacity), load
+                cost, min(served, row.capacity), load
             ),
-            cost_per_million_at_capacity_micro_usd=_per_million(cost, capacity, load),
+            cost_per_million_at_capacity_micro_usd=_per_million(cost, row.capacity, load),
             fingerprint=one.fingerprint,
             anchoring=anchoring,
         )
 
-    def _prediction(self, ask: Ask, figures: _Figures, *, capacity: float) -> Prediction:
-        subject = self.candidates[ask.number].subject
-        tokens, overhead = subject.load.output - 1, self._snapshot.gateway_overhead_us
-        percentile = subject.intent.targets.percentile
-        places = [self._quantiles.index(q) for q in (*_SHOWN, percentile / 100)]
-        ttft_mean = figures.ttft_us + overhead
-        ttfts = [figures.ttfts[place] + overhead for place in places]
-        tpot_mean = figures.step_us if tokens else 0.0
-        tpots = [figures.tpots[place] if tokens else 0.0 for place in places]
-        # Percentiles of the two add up only if slow prompts meet slow decodes; they do, under load.
-        e2es = [first + tokens * each for first, each in zip(ttfts, tpots, strict=True)]
-        return Prediction(
-            ttft=_latency(ttft_mean, ttfts, percentile),
-            tpot=_latency(tpot_mean, tpots, percentile),
-            e2e=_latency(ttft_mean + tokens * tpot_mean, e2es, percentile),
-            unloaded_e2e_us=round(self._unloaded[ask.number]) + overhead,
-            capacity_milli_rps=math.floor(capacity * 1000),
-            utilisation_permille=math.ceil(1000 * ask.rate / capacity),
-            mean_batch_milli=round(1000 * figures.running),
-            overloaded=figures.overloaded,
-        )
+    def _confidence(
+        self, number: int, anchoring: Anchoring | None, *, extrapolated: bool, utilisation: int
+    ) -> tuple[Confidence, int, int]:
+        """Return the confidence in an option of a candidate, and the margins of TPOT and TTFT.
 
-    def _memory(self, number: int, others: float) -> MemoryPlan | GpuMemory:
-        """Return a replica's memory: on ``cpu`` KV for the company that a request finds when it is busy.
-
-        The longest request has room beside it: without that it keeps everybody else waiting. On GPUs
-        the cache is all that is left.
+        Options of one candidate differ in little of what it is made from, so each is found once.
         """
-        one, policy, snapshot = self.candidates[number], self._policy, self._snapshot
-        config, model, load = one.config, one.subject.model, one.subject.load
-        if config.product != "cpu":
+        policy = self._policy
+        asked = (number, extrapolated, utilisation > policy.screened_utilisation_permille)
+        found = self._assessed.get(asked)
+        if found is None:
+            one = self.candidates[number]
+            confidence = assess(
+                one.source.fingerprint,
+                one.source.model,
+                anchoring=anchoring,
+                engine_version=self._snapshot.capabilities.version,
+                extrapolated=extrapolated,
+                utilisation_permille=utilisation,
+                policy=policy,
+            )
+            if one.config.pipeline_parallel_size > 1:
+                confidence = lowered(confidence, "pipeline stages predicted from one")
+            margin = margin_permille(confidence.level, policy=policy)
+            later = ttft_margin_permille(margin, anchoring, policy=policy)
+            found = self._assessed[asked] = (confidence, margin, later)
+        return found
+
+    def _memory(self, one: Candidate) -> ReplicaMemory | GpuMemory:
+        """Return what a candidate's memory is found from; on GPUs the cache is all that is left."""
+        policy, snapshot = self._policy, self._snapshot
+        config, model = one.config, one.subject.model
+        if not _on_cpu(config):
             return gpu_memory(
                 model.architecture,
                 config,
@@ -485,13 +405,11 @@ class Estimator:
                 rows=one.source.fingerprint.memory,
                 policy=policy,
             )
-        busy = math.ceil((1 + others) * (load.prompt + load.output))
-        return memory_plan(
+        return ReplicaMemory(
             model.architecture,
             depth=model.depth,
             precision=config.precision,
             kv_precision=compute_precision(config.precision),
-            kv_tokens=max(one.longest + busy, math.ceil(busy * policy.kv_headroom_permille / 1000)),
             block_tokens=snapshot.capabilities.block_tokens,
             fingerprint=one.source.fingerprint,
             policy=policy,
@@ -510,16 +428,20 @@ class Estimator:
         return self._replicas.max_running(number, within) or one.max_sequences
 
 
-def _alike(use: Floats) -> Iterator[Ints]:
-    """Yield the rows of replicas that are about equally used: full ones have many more states.
+def _alike(rows: Ints, use: Floats) -> Iterator[Ints]:
+    """Yield rows of replicas that are about equally used: full ones have many more states.
 
-    It changes nothing but the time that predictions take.
+    It changes nothing but the time that predictions take, and few rows take least together.
     """
-    kinds = np.digitize(use, _USES)
-    for kind in range(len(_USES) + 1):
-        rows = np.nonzero(kinds == kind)[0]
+    if len(rows) <= _FEW:
         if len(rows):
             yield rows
+        return
+    kinds = np.digitize(use[rows], _USES)
+    for kind in range(len(_USES) + 1):
+        mine: Ints = rows[kinds == kind]
+        if len(mine):
+            yield mine
 
 
 def evaluate(
@@ -532,13 +454,14 @@ def evaluate(
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
     nodes: Nodes = (),
+    sources: Sources | None = None,
 ) -> Option:
     """Return the option of running ``replicas`` of ``config``, with its prediction and cost.
 
-    ``nodes`` is where they run, if they do.
+    ``nodes`` is where they run, if they do; ``sources`` are the plan's.
     """
     subject = Subject(intent=intent, model=model, configs=(config,), load=load, nodes=nodes)
-    estimator = Estimator([subject], snapshot=snapshot, policy=policy)
+    estimator = Estimator([subject], snapshot=snapshot, policy=policy, sources=sources)
     return estimator.options([Ask(number=0, replicas=replicas, rate=load.rate)])[0]()
 
 
@@ -558,10 +481,14 @@ def hourly(config: Config, *, replicas: int, memory_bytes: int, prices: PriceBoo
     return replicas * (config.threads * cpu + -(-memory_bytes * memory // _GIB))
 
 
-def _latency(mean: float, quantiles: list[float], percentile: int) -> Latency:
-    p50, p95, p99, chosen = map(round, quantiles)
+def _on_cpu(config: Config) -> bool:
+    return config.product == "cpu"
+
+
+def _latency(figures: Sequence[int], percentile: int) -> Latency:
+    mean, p50, p95, p99, chosen = figures
     return Latency(
-        mean_us=round(mean),
+        mean_us=mean,
         p50_us=p50,
         p95_us=p95,
         p99_us=p99,
@@ -581,30 +508,3 @@ def _per_million(cost: int | None, rate: float, load: PlannedLoad) -> int | None
     if cost is None:
         return None
     return math.ceil(cost * 1e6 / (3600 * rate * load.output))
-
-
-def _serves(have: FingerprintKey, want: FingerprintKey) -> bool:
-    if (have.architecture, have.cpu_model, have.threads) != (
-        want.architecture,
-        want.cpu_model,
-        want.threads,
-    ):
-        return False
-    return _of_any_engine(have) == _of_any_engine(want)
-
-
-def _of_any_engine(key: FingerprintKey) -> FingerprintKey:
-    return replace(key, engine="", engine_version="", flags=())
-
-
-def _counts_exchange(fingerprint: Fingerprint) -> bool:
-    return (
-        fingerprint.tp_mode == "Real"
-        or fingerprint.key.tensor_parallel_size == 1
-        or bool(fingerprint.collective)
-    )
-
-
-def _newest(taken: str) -> tuple[int, ...]:
-    """Return a sort key that puts the latest RFC 3339 time first."""
-    return tuple(-ord(c) for c in taken)

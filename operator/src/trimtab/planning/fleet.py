@@ -65,7 +65,7 @@ def plan_fleet(
     fleet = _fleet(snapshot)
     known = surveys if surveys is not None else Surveys()
     known.begin(snapshot, policy)
-    known.ahead(subjects(snapshot, policy))
+    known.ahead(subjects(snapshot, policy, machines=known.machines))
     cases = [
         _prepared(intent, snapshot=snapshot, fleet=fleet, surveys=known, policy=policy)
         # Who comes first has its queues simulated if the budget is not enough for all.
@@ -367,8 +367,7 @@ def _explained(
 ) -> IntentPlan:
     intent, load = case.intent, case.load
     pick = picks.get(intent.uid)
-    holders = _holders(intent, picks, snapshot)
-    problem = _problem(case, pick, holders, fleet)
+    problem = _problem(case, picks, fleet=fleet, snapshot=snapshot)
     message = f"{problem.message}{missing(problem, snapshot)}" if problem else ""
     if pick is not None and load is not None:
         said = chosen(intent, pick.judged, load)
@@ -427,9 +426,12 @@ def _best_of_others(case: Case) -> list[Judged]:
     return found
 
 
-def _problem(case: Case, pick: Pick | None, holders: Holders, fleet: Ledger) -> Problem | None:
+def _problem(
+    case: Case, picks: Mapping[str, Pick], *, fleet: Ledger, snapshot: FleetSnapshot
+) -> Problem | None:
     if case.problem is not None:
         return case.problem
+    pick = picks.get(case.intent.uid)
     if pick is not None and pick.judged.meets:
         if case.intent.objective != "MinCost":
             return None
@@ -445,7 +447,7 @@ def _problem(case: Case, pick: Pick | None, holders: Holders, fleet: Ledger) -> 
         judged=case.every,
         unloaded=case.unloaded,
         fleet=fleet,
-        holders=holders,
+        holders=_holders(case.intent, picks, snapshot),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from trimtab.planning.gpu_memory import GpuMemory
 from trimtab.planning.roofline_gpu import PEAKS, WEIGHT_BYTES
-from trimtab.planning.snapshot import Config, FleetSnapshot, GpuPool
+from trimtab.planning.snapshot import Config, GpuPool
 
 _GIB: Final = 2**30
 
@@ -34,11 +34,6 @@ def gpu_configs(
                 tensor_parallel_size=tp,
                 pipeline_parallel_size=stages,
             )
-
-
-def largest_node(snapshot: FleetSnapshot, product: str) -> int:
-    """Return the most GPUs of a product that one node has for plans."""
-    return max((p.gpus for p in snapshot.gpu_pools if p.product == product), default=0)
 
 
 def known_peak(config: Config) -> bool:

@@ -5,6 +5,7 @@ It is the solver's start, its fallback, and what its result is compared with (pl
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 
 from trimtab.planning.columns import UNPLACED, Board, Column, Member
 from trimtab.planning.layout import Layout
@@ -86,12 +87,11 @@ def settle_ages(layout: Layout) -> None:
 def _replaces(layout: Layout, column: Column) -> bool:
     """Put a column in the place of another if that improves the score."""
     come = layout.board.change((), (column,))
-    for other in layout.chosen():
-        if other.need.pool == column.need.pool:
-            gone = layout.board.change((other,), ())
-            both = tuple(a + b for a, b in zip(come, gone, strict=True))
-            if _improves(both) and layout.exchange((other,), (column,)):
-                return True
+    for other in sorted(layout.in_pool(column.need.pool), key=lambda c: c.id):
+        gone = layout.board.leaving(other)
+        both = tuple(a + b for a, b in zip(come, gone, strict=True))
+        if _improves(both) and layout.exchange((other,), (column,)):
+            return True
     return False
 
 
@@ -158,8 +158,10 @@ def _better(layout: Layout, member: Member, left: _Budget, *, depth: int) -> boo
         left.tries -= 1
         if _improves(change) and layout.exchange(rivals, (column,)):
             return True
-        partners = sorted(_partners(layout, column, rivals, change), key=lambda p: (p[0], *p[1]))
-        for _, _, gone, come in partners[:depth]:
+        partners = nsmallest(
+            depth, _partners(layout, column, rivals, change), key=lambda p: (p[0], *p[1])
+        )
+        for _, _, gone, come in partners:
             left.tries -= 1
             if layout.exchange((*rivals, gone), (column, *come)):
                 return True
@@ -180,10 +182,10 @@ def _partners(
     apart = {rival.id for rival in rivals}
     if all(abs(one) <= _NOTHING for one in change):
         return
-    for other in layout.chosen():
-        if other.id in apart or other.need.pool != column.need.pool:
+    for other in layout.in_pool(column.need.pool):
+        if other.id in apart:
             continue
-        gone = board.change((other,), ())
+        gone = board.leaving(other)
         both = tuple(a + b for a, b in zip(change, gone, strict=True))
         if _improves(both):
             yield both, (other.id, ""), other, ()
@@ -221,7 +223,10 @@ def _takes_less(one: Column, other: Column) -> bool:
 
 def _improves(change: tuple[float, ...]) -> bool:
     """Tell whether the first level that changes gets smaller."""
-    return next((one < 0 for one in change if abs(one) > _NOTHING), False)
+    for one in change:
+        if abs(one) > _NOTHING:
+            return one < 0
+    return False
 
 
 _NOTHING = 1e-8

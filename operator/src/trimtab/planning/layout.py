@@ -14,10 +14,15 @@ class Layout:
         self.placed: dict[str, tuple[Column, Nodes]] = {}
         self.rack = Rack(nodes)
         self._by_member: dict[str, Column] = {}
+        self._by_pool: dict[str, dict[str, Column]] = {}
 
     def chosen(self) -> list[Column]:
         """Return the chosen columns, sorted by id."""
         return [self.placed[id_][0] for id_ in sorted(self.placed)]
+
+    def in_pool(self, pool: str) -> list[Column]:
+        """Return the chosen columns of one pool, in no order that means anything."""
+        return list(self._by_pool.get(pool, {}).values())
 
     def of(self, uid: str) -> Column | None:
         """Return the column that serves an intent."""
@@ -43,6 +48,7 @@ class Layout:
         """Give a column's place back and return where it was."""
         _, nodes = self.placed.pop(column.id)
         self.rack.add(column.need, nodes, sign=1)
+        del self._by_pool[column.need.pool][column.id]
         for member in column.members:
             del self._by_member[member.uid]
         return nodes
@@ -71,6 +77,7 @@ class Layout:
     def _take(self, column: Column, nodes: Nodes) -> None:
         self.rack.add(column.need, nodes, sign=-1)
         self.placed[column.id] = (column, nodes)
+        self._by_pool.setdefault(column.need.pool, {})[column.id] = column
         for member in column.members:
             self._by_member[member.uid] = column
 

@@ -109,6 +109,88 @@ def kv_bytes_per_token(architecture: Architecture, *, depth: int, kv_precision: 
     return depth * architecture.kv_values_per_token() * value_bytes(kv_precision)
 
 
+class ReplicaMemory:
+    """Memory of replicas of one configuration on ``cpu``, which differ in their KV caches alone.
+
+    A replica of several ``processes`` needs as many interpreters. Of its pipeline ``stages``, which
+    have equal parts of the arena, each is planned as the fullest; a fingerprint is of one of them.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_exact",
+        "_measured",
+        "_overhead",
+        "_per_slab",
+        "_reserve_permille",
+        "_slab",
+        "_stages",
+        "_weights",
+    )
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        depth: int,
+        precision: str,
+        kv_precision: str,
+        block_tokens: int,
+        fingerprint: Fingerprint | None,
+        policy: PlannerPolicy,
+        processes: int = 1,
+        stages: int = 1,
+    ) -> None:
+        """Work out what does not depend on the KV cache.
+
+        The engine divides its memory into equal slabs of one layer's matrices, whole blocks of all
+        layers inside each (engine.md §4); embedding, head and norms lie beside them. It keeps a block
+        of zeros and a watermark of 2 % free. A slab never holds less than one block of every layer.
+        The first stage has the embedding and the last the head: one table that both have, if it is tied.
+        """
+        layers = -(-depth // stages)
+        shape = arena_shape(
+            architecture,
+            depth=layers,
+            precision=precision,
+            kv_precision=kv_precision,
+            block_tokens=block_tokens,
+        )
+        elsewhere = 0
+        if stages > 1 and not architecture.tied_embeddings:
+            elsewhere = architecture.vocab_size * architecture.hidden_size * table_bytes(precision)
+        align = math.lcm(_PAGE_BYTES, shape.block)
+        self._slab = -(-max(shape.layer, layers * shape.block) // align) * align
+        homes = -(-layers // (self._slab // shape.layer))
+        self._stages = stages
+        self._weights = stages * (shape.fixed - elsewhere + homes * self._slab)
+        self._per_slab = self._slab // shape.block // layers
+        self._blocks = block_tokens
+        self._exact = weight_bytes(architecture, depth=depth, precision=precision)
+        self._overhead, self._measured = _overhead(
+            fingerprint, weights=self._exact, policy=policy, processes=processes, stages=stages
+        )
+        self._reserve_permille = policy.memory_reserve_permille
+
+    def holding(self, kv_tokens: int) -> MemoryPlan:
+        """Return the memory of a replica whose KV cache holds at least ``kv_tokens`` tokens."""
+        blocks = -(-kv_tokens // self._blocks)
+        slabs = -(-ArenaShape.kept_blocks(blocks) // self._per_slab)
+        held = slabs * self._per_slab
+        usable = held - 2 - -(-held * _WATERMARK_PERMILLE // 1000)
+        kv = self._stages * slabs * self._slab
+        total = self._weights + self._exact + kv + self._overhead
+        return MemoryPlan(
+            weights=self._weights,
+            kv=kv,
+            host_weights=self._exact,
+            overhead=self._overhead,
+            reserve=-(-total * self._reserve_permille // 1000),
+            kv_tokens=max(blocks, usable) * self._blocks,
+            measured=self._measured,
+        )
+
+
 def memory_plan(
     architecture: Architecture,
     *,
@@ -122,74 +204,19 @@ def memory_plan(
     processes: int = 1,
     stages: int = 1,
 ) -> MemoryPlan:
-    """Return the memory of a replica whose KV cache holds at least ``kv_tokens`` tokens.
-
-    A replica of several ``processes`` needs as many interpreters. Of its pipeline ``stages``, which
-    have equal parts of the arena, each is planned as the fullest; a fingerprint is of one of them.
-    """
-    exact = weight_bytes(architecture, depth=depth, precision=precision)
-    weights, kv, tokens = _arena(
+    """Return what `ReplicaMemory.holding` finds, for one KV cache alone."""
+    replica = ReplicaMemory(
         architecture,
         depth=depth,
         precision=precision,
         kv_precision=kv_precision,
-        kv_tokens=kv_tokens,
         block_tokens=block_tokens,
+        fingerprint=fingerprint,
+        policy=policy,
+        processes=processes,
         stages=stages,
     )
-    overhead, measured = _overhead(
-        fingerprint, weights=exact, policy=policy, processes=processes, stages=stages
-    )
-    total = stages * (weights + kv) + exact + overhead
-    return MemoryPlan(
-        weights=stages * weights,
-        kv=stages * kv,
-        host_weights=exact,
-        overhead=overhead,
-        reserve=-(-total * policy.memory_reserve_permille // 1000),
-        kv_tokens=tokens,
-        measured=measured,
-    )
-
-
-def _arena(
-    architecture: Architecture,
-    *,
-    depth: int,
-    precision: str,
-    kv_precision: str,
-    kv_tokens: int,
-    block_tokens: int,
-    stages: int,
-) -> tuple[int, int, int]:
-    """Return the bytes of weights and of KV in the arena of a stage, and the tokens that KV holds.
-
-    The engine divides its memory into equal slabs of one layer's matrices, whole blocks of all
-    layers inside each (engine.md §4); embedding, head and norms lie beside them. It keeps a block
-    of zeros and a watermark of 2 % free. A slab never holds less than one block of every layer.
-    The first stage has the embedding and the last the head: one table that both have, if it is tied.
-    """
-    layers = -(-depth // stages)
-    shape = arena_shape(
-        architecture,
-        depth=layers,
-        precision=precision,
-        kv_precision=kv_precision,
-        block_tokens=block_tokens,
-    )
-    elsewhere = 0
-    if stages > 1 and not architecture.tied_embeddings:
-        elsewhere = architecture.vocab_size * architecture.hidden_size * table_bytes(precision)
-    align = math.lcm(_PAGE_BYTES, shape.block)
-    slab = -(-max(shape.layer, layers * shape.block) // align) * align
-    homes = -(-layers // (slab // shape.layer))
-    blocks = -(-kv_tokens // block_tokens)
-    per_slab = slab // shape.block // layers
-    slabs = -(-shape.kept_blocks(blocks) // per_slab)
-    held = slabs * per_slab
-    usable = held - 2 - -(-held * _WATERMARK_PERMILLE // 1000)
-    fixed = shape.fixed - elsewhere
-    return fixed + homes * slab, slabs * slab, max(blocks, usable) * block_tokens
+    return replica.holding(kv_tokens)
 
 
 def _overhead(

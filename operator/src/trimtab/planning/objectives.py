@@ -1,16 +1,23 @@
 """Which option an intent wants: the four objectives, targets with margin, and the order of options."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop
+from typing import Final
+
+import numpy as np
 
 from trimtab.planning.options import config_key
 from trimtab.planning.plan import Binding, Lost, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.snapshot import IntentView
+from trimtab.planning.step_arrays import Bools
 from trimtab.planning.workload import PlannedLoad
 
 _GIB = 2**30
 _MOST_LOSS = 5.0
+_Preference = tuple[int, float, tuple[object, ...]]
 _GPU_THREADS = 100
 """Threads that cost as much as a GPU, where neither has a price: 4 USD an hour beside 4 cents."""
 
@@ -44,7 +51,10 @@ class Judged:
 
     def __post_init__(self) -> None:
         """Find out once what every comparison asks for."""
-        worst = max(self.ratios, key=lambda r: (r.value, r.name), default=None)
+        ratios = self.ratios
+        worst = ratios[0] if ratios else None
+        if len(ratios) > 1:
+            worst = max(ratios, key=lambda r: (r.value, r.name))
         order = (self.resources, self.option.replicas, config_key(self.option.config))
         object.__setattr__(self, "worst", worst)
         object.__setattr__(self, "meets", worst is None or worst.value <= 1)
@@ -63,12 +73,7 @@ def judge(
         priced: Compare costs in money; otherwise by reserved devices and memory.
         policy: Headroom and usability limits.
     """
-    requirements = {
-        "MinLatency": _carries,
-        "MinCost": _usable,
-        "TargetLatency": _latency,
-        "TargetCost": _budget,
-    }[intent.objective](intent, option, load, policy)
+    requirements = _REQUIREMENTS[intent.objective](intent, option, load, policy)
     resources = resource_score(option, priced=priced)
     by_latency = intent.objective in ("MinLatency", "TargetCost")
     return Judged(
@@ -92,41 +97,64 @@ def resource_score(option: Option, *, priced: bool) -> float:
 
 def rank(intent: IntentView, judged: Iterable[Judged], *, policy: PlannerPolicy) -> list[Judged]:
     """Return options in the order of preference: those that meet the objective, then the nearest."""
-    every = list(judged)
-    good = [j for j in every if j.meets]
-    best = min((j.score for j in good), default=0.0)
-    tie = best * (1 + policy.latency_tie_permille / 1000)
+    parts = _preferences(intent, judged, policy)
+    return [some[n] for some, keys in parts for n in sorted(range(len(some)), key=keys.__getitem__)]
+
+
+def first(
+    intent: IntentView,
+    judged: Iterable[Judged],
+    *,
+    fits: Callable[[Option], bool],
+    policy: PlannerPolicy,
+) -> Judged | None:
+    """Return the first option of `rank` that fits, without putting the others in order."""
+    for some, keys in _preferences(intent, judged, policy):
+        left = list(zip(keys, range(len(some)), strict=True))
+        heapify(left)
+        while left:
+            found = some[heappop(left)[1]]
+            if fits(found.option):
+                return found
+    return None
+
+
+def _preferences(
+    intent: IntentView, judged: Iterable[Judged], policy: PlannerPolicy
+) -> Iterator[tuple[list[Judged], list[_Preference]]]:
+    """Yield the options that meet the objective and then the others, with the keys to sort them by."""
+    good: list[Judged] = []
+    missing: list[Judged] = []
+    for one in judged:
+        (good if one.meets else missing).append(one)
+    near = 1 + policy.latency_tie_permille / 1000
+    scores = [one.score for one in good]
     ties = intent.objective in ("MinLatency", "TargetCost")
+    tie = min(scores, default=0.0) * near if ties else -math.inf
+    yield good, _keys(good, scores, tie)
+    distances = [_distance(one) for one in missing]
+    yield missing, _keys(missing, distances, min(distances, default=0.0) * near)
 
-    def preference(j: Judged) -> tuple[object, ...]:
-        if ties and j.score <= tie:
-            return (0, 0.0, *j.order)
-        return (1, j.score, *j.order)
 
-    missing = [j for j in every if not j.meets]
-    nearest = min((_distance(j) for j in missing), default=0.0)
-    near = nearest * (1 + policy.latency_tie_permille / 1000)
-
-    def nearness(j: Judged) -> tuple[object, ...]:
-        if _distance(j) <= near:
-            return (0, 0.0, *j.order)
-        return (1, _distance(j), *j.order)
-
-    return sorted(good, key=preference) + sorted(missing, key=nearness)
+def _keys(judged: Sequence[Judged], values: Sequence[float], tie: float) -> list[_Preference]:
+    """Return sort keys by value, of which all up to ``tie`` are alike."""
+    return [
+        (0, 0.0, one.order) if value <= tie else (1, value, one.order)
+        for one, value in zip(judged, values, strict=True)
+    ]
 
 
 def prune(ranked: Sequence[Judged], *, policy: PlannerPolicy) -> list[Judged]:
     """Drop options that another beats or equals in everything; keep the best few."""
-    kept: list[Judged] = []
-    for candidate in ranked:
-        if not any(_dominates(other, candidate) for other in kept):
-            kept.append(candidate)
+    beaten = _dominated(ranked)
+    kept = [candidate for n, candidate in enumerate(ranked) if not beaten[n]]
     if len(kept) <= policy.kept_options:
         return kept
     # The smallest stays: it may be all that is left when others have taken theirs.
     smallest = min(kept, key=footprint)
     best = [k for k in kept if k is not smallest][: policy.kept_options - 1]
-    return [k for k in kept if k is smallest or k in best]
+    stays = {id(k) for k in (smallest, *best)}
+    return [k for k in kept if id(k) in stays]
 
 
 def footprint(judged: Judged) -> tuple[object, ...]:
@@ -218,19 +246,39 @@ def _capacity(option: Option, load: PlannedLoad, *, headroom: float) -> Ratio:
     return Ratio(name="Capacity", value=value, lost="Overloaded")
 
 
-def _dominates(a: Judged, b: Judged) -> bool:
-    one, two = a.option.predicted, b.option.predicted
-    mine, yours = a.option, b.option
+_REQUIREMENTS: Final = {
+    "MinLatency": _carries,
+    "MinCost": _usable,
+    "TargetLatency": _latency,
+    "TargetCost": _budget,
+}
+
+
+def _dominated(ranked: Sequence[Judged]) -> Bools:
+    """Tell which options one before them beats or equals in everything."""
+    products = {one.option.config.product: n for n, one in enumerate(ranked)}
+    beats = np.triu(np.ones((len(ranked), len(ranked)), dtype=bool), 1)
+    for column in zip(*map(_merits, ranked), strict=True):
+        values = np.array(column)
+        beats &= values[:, None] <= values
+    kinds = np.array([products[one.option.config.product] for one in ranked])
+    # Where one product is scarce, another is what is left.
+    beats &= kinds[:, None] == kinds
+    dominated: Bools = np.any(beats, axis=0)
+    return dominated
+
+
+def _merits(judged: Judged) -> tuple[float, ...]:
+    """Return what options are compared by, less being better."""
+    option, predicted = judged.option, judged.option.predicted
     return (
-        a.resources <= b.resources
-        # Where one product is scarce, another is what is left.
-        and mine.config.product == yours.config.product
+        judged.resources,
         # What is cheaper may still be larger, and in the way where machines are scarce.
-        and mine.replicas * mine.config.devices <= yours.replicas * yours.config.devices
-        and mine.replicas * mine.memory_bytes <= yours.replicas * yours.memory_bytes
-        and one.ttft.percentile_us <= two.ttft.percentile_us
-        and one.tpot.percentile_us <= two.tpot.percentile_us
-        and one.e2e.mean_us <= two.e2e.mean_us
-        and one.capacity_milli_rps >= two.capacity_milli_rps
-        and a.meets >= b.meets
+        option.replicas * option.config.devices,
+        option.replicas * option.memory_bytes,
+        predicted.ttft.percentile_us,
+        predicted.tpot.percentile_us,
+        predicted.e2e.mean_us,
+        -predicted.capacity_milli_rps,
+        not judged.meets,
     )

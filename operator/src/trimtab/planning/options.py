@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trimtab.planning.estimate import evaluate, gpu_source, longest_request
-from trimtab.planning.gpu_memory import gpu_memory, indivisible
-from trimtab.planning.gpus import gpu_bytes, gpu_configs, largest_node, too_large
+from trimtab.planning.estimate import evaluate, longest_request
+from trimtab.planning.gpu_memory import indivisible
+from trimtab.planning.gpus import gpu_configs, too_large
+from trimtab.planning.machines import Machines
 from trimtab.planning.plan import Alternative, Lost, Option, Reason
 from trimtab.planning.policy import PlannerPolicy
-from trimtab.planning.precision import compute_precision, loses_accuracy
+from trimtab.planning.precision import loses_accuracy
 from trimtab.planning.snapshot import (
     Assignment,
     Config,
@@ -19,6 +20,7 @@ from trimtab.planning.snapshot import (
     IntentView,
     ModelView,
 )
+from trimtab.planning.sources import Sources
 from trimtab.planning.workload import PlannedLoad, planned_load
 
 _NOT_PINS: Final[Mapping[str, Reason]] = {
@@ -79,13 +81,15 @@ def unmeasured(
 
 
 def space(
-    intent: IntentView, model: ModelView, *, snapshot: FleetSnapshot, policy: PlannerPolicy
+    intent: IntentView,
+    model: ModelView,
+    *,
+    machines: Machines,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
 ) -> Space:
     """Return the configurations within pins, engine capabilities and the fleet's machines."""
-    offered = sorted(
-        ({pool.product for pool in snapshot.pools} & set(snapshot.capabilities.products))
-        | {pool.product for pool in snapshot.gpu_pools}
-    )
+    offered = machines.products
     pins = intent.constraints
     products = [p for p in offered if pins.gpu_products is None or p in pins.gpu_products]
     if not products:
@@ -99,7 +103,9 @@ def space(
     configs: list[Config] = []
     refused: list[Alternative] = []
     for one in products:
-        found, not_these = _of_product(one, intent, model, snapshot=snapshot, policy=policy)
+        found, not_these = _of_product(
+            one, intent, model, machines=machines, snapshot=snapshot, policy=policy
+        )
         configs += found
         refused += not_these
     if configs or not refused:
@@ -112,6 +118,7 @@ def _of_product(
     intent: IntentView,
     model: ModelView,
     *,
+    machines: Machines,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> tuple[list[Config], list[Alternative]]:
@@ -124,12 +131,18 @@ def _of_product(
     for stages in _stages(product, intent, snapshot):
         configs: list[Config] = []
         for config in _shapes(
-            product, intent, model, stages=stages, snapshot=snapshot, policy=policy
+            product,
+            intent,
+            model,
+            stages=stages,
+            machines=machines,
+            snapshot=snapshot,
+            policy=policy,
         ):
             why = (
                 _unsupported(config, model, snapshot)
                 or _unproven(config, intent, model)
-                or _unfit(config, intent, model, snapshot=snapshot, policy=policy)
+                or _unfit(config, intent, model, machines=machines, policy=policy)
             )
             if why is None:
                 configs.append(config)
@@ -156,6 +169,7 @@ def _shapes(
     model: ModelView,
     *,
     stages: int,
+    machines: Machines,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> Iterator[Config]:
@@ -165,7 +179,7 @@ def _shapes(
         sizes = pins.tensor_parallel_sizes or snapshot.capabilities.tensor_parallel_sizes
         yield from gpu_configs(product, stages=stages, precisions=precisions, sizes=sizes)
         return
-    threads = _threads_by_model(snapshot)
+    threads = machines.threads
     ranks = sorted(set(pins.tensor_parallel_sizes or (1,)))
     for cpu_model, precision, tp in itertools.product(sorted(threads), precisions, ranks):
         for count in (c for c in policy.thread_counts if c <= threads[cpu_model]):
@@ -249,6 +263,7 @@ def running_option(
     load: PlannedLoad,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
+    sources: Sources,
 ) -> Option:
     """Return the option that runs now, predicted for the present load."""
     return evaluate(
@@ -260,6 +275,7 @@ def running_option(
         snapshot=snapshot,
         policy=policy,
         nodes=assignment.nodes,
+        sources=sources,
     )
 
 
@@ -273,15 +289,6 @@ def config_key(config: Config) -> tuple[str | int, ...]:
         config.precision,
         config.cpu_model,
     )
-
-
-def _threads_by_model(snapshot: FleetSnapshot) -> dict[str, int]:
-    """Return the most threads that one node of each CPU model has."""
-    found: dict[str, int] = {}
-    for pool in snapshot.pools:
-        if pool.product == "cpu":
-            found[pool.cpu_model] = max(found.get(pool.cpu_model, 0), pool.millicores // 1000)
-    return found
 
 
 def _unsupported(
@@ -330,13 +337,13 @@ def _unfit(
     intent: IntentView,
     model: ModelView,
     *,
-    snapshot: FleetSnapshot,
+    machines: Machines,
     policy: PlannerPolicy,
 ) -> tuple[Lost, str] | None:
     """Return why a group of GPUs cannot hold the model, or is on no node; None if it can, and on cpu."""
     if config.product == "cpu":
         return None
-    most = largest_node(snapshot, config.product)
+    most = machines.largest.get(config.product, 0)
     if config.devices > most:
         return (
             "NoCapacity",
@@ -345,8 +352,8 @@ def _unfit(
                 f"{config.product} that one node has free of other use is {most}."
             ),
         )
-    source = gpu_source(model, config, snapshot=snapshot, policy=policy)
-    if source is None:
+    memory = machines.memory(model, config)
+    if memory is None:
         return (
             "NoEstimate",
             (
@@ -355,17 +362,7 @@ def _unfit(
                 "product in spec.constraints.gpuProducts."
             ),
         )
-    size = gpu_bytes(snapshot.gpu_pools, config.product)
-    memory = gpu_memory(
-        model.architecture,
-        config,
-        depth=model.depth,
-        gpu_bytes=size,
-        kv_precision=compute_precision(config.precision),
-        block_tokens=snapshot.capabilities.block_tokens,
-        rows=source.memory,
-        policy=policy,
-    )
+    size = machines.gpu_bytes[config.product]
     load = planned_load(intent.load, context_length=model.context_length, policy=policy)
     why = too_large(memory, config, longest=longest_request(model, load, policy), gpu_bytes=size)
     return None if why is None else ("NoFit", why)

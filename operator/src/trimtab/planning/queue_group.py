@@ -116,6 +116,9 @@ class DecodingGroup:
             steps: At least 1.
             available: Blocks, after the first step took its own.
         """
+        # No sequence begins more blocks than this; most caches hold them.
+        if available >= -(-(steps - 1) // self._block_tokens) * self.count:
+            return steps
         if available >= self.growth_after_first(steps):
             return steps
         whole = min((steps - 1) // self._block_tokens, available // self.count)

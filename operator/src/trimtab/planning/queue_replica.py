@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from trimtab.planning.queue_blocks import BlockLedger
 from trimtab.planning.queue_group import DecodingGroup, Request
@@ -51,11 +52,6 @@ class Progress:
     events: int = 0
     steps: int = 0
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing more may be simulated."""
-        return self.max_events is not None and self.events >= self.max_events
-
 
 @dataclass(slots=True)
 class _Draft:
@@ -66,6 +62,10 @@ class _Draft:
     joining: list[Request] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
     swapped_in: int = 0
+
+
+# What a jump adds to decoding; nothing is ever put into it.
+_NOTHING: Final = _Draft(0)
 
 
 class QueueReplica:
@@ -151,13 +151,15 @@ class QueueReplica:
     def advance(self, *, until: float) -> None:
         """Take the steps that begin before ``until``, as far as an arrival then cannot change them."""
         self._until = until
-        while not self._progress.exhausted:
-            while self._incoming and self._incoming[0].arrival_us <= self._now:
-                self._waiting.append(self._incoming.popleft())
-            if not self._running and not self._waiting:
-                if not self._incoming:
+        progress, incoming, waiting = self._progress, self._incoming, self._waiting
+        most = math.inf if progress.max_events is None else progress.max_events
+        while progress.events < most:
+            while incoming and incoming[0].arrival_us <= self._now:
+                waiting.append(incoming.popleft())
+            if not self._running and not waiting:
+                if not incoming:
                     return
-                self._now = self._incoming[0].arrival_us
+                self._now = incoming[0].arrival_us
                 continue
             if self._now >= until or not self._step(until):
                 return
@@ -193,7 +195,7 @@ class QueueReplica:
             if not self._incoming and self._now + total > until:
                 return False
             self._blocks.take(need)
-            self._commit(_Draft(0), steps=steps, total_us=total)
+            self._commit(_NOTHING, steps=steps, total_us=total)
             return True
         draft = _Draft(self._limits.token_budget)
         self._grow(draft)

@@ -9,13 +9,13 @@ estimate in closed form a simulated option looks slow.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trimtab.planning.estimate import find_source
-from trimtab.planning.objectives import Judged, judge, rank
+from trimtab.planning.objectives import Judged, first, judge, rank
 from trimtab.planning.plan import Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.queue_figures import with_queue
 from trimtab.planning.simulations import Simulations
 from trimtab.planning.snapshot import FleetSnapshot, IntentView, ModelView
+from trimtab.planning.sources import Sources
 from trimtab.planning.survey import is_priced
 from trimtab.planning.workload import PlannedLoad
 
@@ -44,6 +44,7 @@ def short_list(
     load: PlannedLoad,
     fits: Callable[[Option], bool],
     simulations: Simulations,
+    sources: Sources,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> ShortList:
@@ -57,11 +58,20 @@ def short_list(
         load: What is planned for; without a rate nothing queues.
         fits: Whether the fleet has room for an option at all.
         simulations: The plan's, with what is left of its budget.
+        sources: The plan's.
         snapshot: What is planned for.
         policy: Budgets.
     """
     options = list(every)
-    run = Trials(intent, model, load, simulations=simulations, snapshot=snapshot, policy=policy)
+    run = Trials(
+        intent,
+        model,
+        load,
+        simulations=simulations,
+        sources=sources,
+        snapshot=snapshot,
+        policy=policy,
+    )
     if running is not None and run.open:
         here = next((n for n, j in enumerate(options) if j.option == running.option), None)
         running = run.simulated(running) or running
@@ -70,7 +80,7 @@ def short_list(
     for _ in range(policy.short_list):
         if not run.open:
             break
-        best = _best(rank(intent, options, policy=policy), fits)
+        best = first(intent, options, fits=fits, policy=policy)
         if best is None or best.option.simulated:
             break
         refined = run.simulated(best)
@@ -98,11 +108,13 @@ class Trials:
         load: PlannedLoad,
         *,
         simulations: Simulations,
+        sources: Sources,
         snapshot: FleetSnapshot,
         policy: PlannerPolicy,
     ) -> None:
         self._intent, self._model, self._load = intent, model, load
-        self._simulations, self._snapshot, self._policy = simulations, snapshot, policy
+        self._simulations, self._sources = simulations, sources
+        self._snapshot, self._policy = snapshot, policy
         self._priced = is_priced(snapshot)
         self._left = policy.intent_events if load.rate > 0 else 0
         self.waits = False
@@ -117,9 +129,7 @@ class Trials:
         option, predicted = judged.option, judged.option.predicted
         if predicted.utilisation_permille > self._policy.simulated_utilisation_permille:
             return None
-        source = find_source(
-            self._model, option.config, snapshot=self._snapshot, policy=self._policy
-        )
+        source = self._sources.of(self._model, option.config).source
         found = self._simulations.of(
             source,
             option,
@@ -141,10 +151,6 @@ class Trials:
             policy=self._policy,
         )
         return judge(self._intent, again, load=self._load, priced=self._priced, policy=self._policy)
-
-
-def _best(ranked: Sequence[Judged], fits: Callable[[Option], bool]) -> Judged | None:
-    return next((judged for judged in ranked if fits(judged.option)), None)
 
 
 def _proven_first(ranked: Sequence[Judged]) -> list[Judged]:

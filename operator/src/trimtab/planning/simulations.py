@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from trimtab.planning.draws import StratifiedDraws
-from trimtab.planning.estimate import Source
 from trimtab.planning.plan import Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.queue_figures import Queue
 from trimtab.planning.queue_sim import WARM_UP, simulate
 from trimtab.planning.scheduler_limits import SchedulerLimits
+from trimtab.planning.sources import Source
 from trimtab.planning.step_model import StepModel, StepWork
 from trimtab.planning.workload import Arrival, PlannedLoad, synthesize
 

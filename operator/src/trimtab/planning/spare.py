@@ -16,6 +16,7 @@ from trimtab.planning.replan import bound
 from trimtab.planning.short_list import Trials
 from trimtab.planning.simulations import Simulations
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView, Load, ModelView
+from trimtab.planning.sources import Sources
 from trimtab.planning.workload import PlannedLoad, planned_load
 
 
@@ -37,6 +38,7 @@ def findings(
         simulations.begin(policy)
     wanted = {p.uid: p.option for p in plan.intents if p.group is None}
     intents = {i.uid: i for i in snapshot.intents}
+    sources = Sources(snapshot, policy=policy)
     found = []
     for assignment in sorted(snapshot.assignments, key=lambda a: a.intent_uid):
         intent = intents.get(assignment.intent_uid)
@@ -50,6 +52,7 @@ def findings(
                     assignment=assignment,
                     option=option,
                     simulations=simulations,
+                    sources=sources,
                     snapshot=snapshot,
                     policy=policy,
                 )
@@ -66,6 +69,7 @@ def _found(
     assignment: Assignment,
     option: Option,
     simulations: Simulations,
+    sources: Sources,
     snapshot: FleetSnapshot,
     policy: PlannerPolicy,
 ) -> Findings:
@@ -84,10 +88,19 @@ def _found(
             load=at,
             snapshot=snapshot,
             policy=policy,
+            sources=sources,
         )
         return judge(intent, one, load=at, priced=False, policy=policy)
 
-    trials = Trials(intent, model, busy, simulations=simulations, snapshot=snapshot, policy=policy)
+    trials = Trials(
+        intent,
+        model,
+        busy,
+        simulations=simulations,
+        sources=sources,
+        snapshot=snapshot,
+        policy=policy,
+    )
 
     def roomy(one: Option) -> bool:
         more = replace(

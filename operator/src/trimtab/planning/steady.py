@@ -26,13 +26,15 @@ import numpy as np
 
 from trimtab.planning.step_arrays import Beside, Bools, Floats, Ints, StepModels, pick, totals
 from trimtab.planning.step_model import StepModel
-from trimtab.planning.waits import Waits
+from trimtab.planning.waits import Line, Waits
 
 _ITERATIONS: Final = 40
 _GRID_STEP: Final = 1.2
 _MOST_WAITING: Final = 8
 _NEGLIGIBLE: Final = 1e-7
 _STEP_ERROR: Final = 1e-4
+# Of nobody's arrivals: its logarithm is finite.
+_LEAST_RATIO: Final = 1e-300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,21 +158,49 @@ class Replicas:
         service time and exponential tail, and the wait for a slot if all are taken. Prompts that
         are short beside the token budget share steps instead of queueing.
         """
-        which, slots = states.which, states.slots[:, None]
+        slots = states.slots[:, None]
         likely = states.seen > _NEGLIGIBLE
-        found = np.arange(int(np.nonzero(likely.any(axis=0))[0][-1]) + 1)
-        others = np.minimum(found, slots - 1)
+        last = int(np.nonzero(likely.any(axis=0))[0][-1])
+        # Who finds all slots but one taken waits as all after it do, but for slots that come free.
+        found = np.arange(max(1, min(last + 1, int(slots.max()) - 1)))
+        single = likely[:, : len(found)] & (found < slots - 1)
+        sure, use, tail = self._prompt_waits(states, np.minimum(found, slots - 1))
+        return Waits(
+            shares=np.where(single, states.seen[:, : len(found)], 0.0),
+            sure=sure,
+            use=use,
+            tail=tail,
+            line=self._line(states, likely),
+        )
+
+    def _prompt_waits(self, states: "States", others: Ints) -> tuple[Floats, Floats, Floats]:
+        """Return of prompts beside ``others`` the certain time, the use of the queue and its tail."""
+        which = states.which
         service = pick(self.service_us[which], others)
         share = np.minimum(1.0, self._prompt / self._budget)[which][:, None]
         use = np.minimum(0.99, share * states.rate[:, None] * service / 1e6)
         busy = 0.5 * pick(self.decode_us[which], others)
+        return service + busy, use, service / (2 * (1 - use))
+
+    def _line(self, states: "States", likely: Bools) -> Line | None:
+        """Return the waits of who finds all slots but one taken, or all; None if nobody does."""
+        which, slots = states.which, states.slots[:, None]
+        taken = likely & (np.arange(likely.shape[1]) >= slots - 1)
+        count = taken.sum(axis=1)
+        if not count.any():
+            return None
+        first = taken.argmax(axis=1)[:, None]
         full = pick(states.steps, slots - 1)
-        slot = (found - others) * self._tokens[which][:, None] * full / slots
-        return Waits(
-            shares=np.where(likely, states.seen, 0.0)[:, : len(found)],
-            sure=service + busy + slot,
+        freed = self._tokens[which][:, None] * full / slots
+        sure, use, tail = (t[:, 0] for t in self._prompt_waits(states, slots - 1))
+        return Line(
+            count=count.astype(np.float64),
+            share=np.where(count > 0, pick(states.seen, first)[:, 0], 0.0),
+            log_ratio=np.log(np.maximum(_LEAST_RATIO, states.rate * freed[:, 0] / 1e6)),
+            sure=sure + np.maximum(0, first - slots + 1)[:, 0] * freed[:, 0],
+            step=freed[:, 0],
             use=use,
-            tail=service / (2 * (1 - use)),
+            tail=tail,
         )
 
     def tpot_us(self, states: "States", quantiles: Sequence[float]) -> Floats:
@@ -319,6 +349,19 @@ class States:
     most: Ints
     running: Floats
     step_us: Floats
+
+    def only(self, rows: Bools) -> "States":
+        """Return some of the rows."""
+        return States(
+            which=self.which[rows],
+            slots=self.slots[rows],
+            rate=self.rate[rows],
+            steps=self.steps[rows],
+            seen=self.seen[rows],
+            most=self.most[rows],
+            running=self.running[rows],
+            step_us=self.step_us[rows],
+        )
 
     def others(self, quantiles: Sequence[float]) -> Floats:
         """Return quantiles of the others that a request finds, interpolated between integers."""

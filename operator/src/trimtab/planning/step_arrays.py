@@ -46,11 +46,13 @@ class StepModels:
         self.kinds = [
             _Kinds([m.kinds[n] if n < len(m.kinds) else _NONE for m in models]) for n in range(most)
         ]
-        self._corrections = [
-            (number, _Curves([model.correction]))
-            for number, model in enumerate(models)
-            if model.correction is not None
-        ]
+        corrections = [model.correction for model in models]
+        # The factor of a model without one is e^0, exactly 1.
+        self._corrections = (
+            _Curves([_ZERO if one is None else one for one in corrections])
+            if any(one is not None for one in corrections)
+            else None
+        )
         self._grids = np.array([model.grid for model in models], dtype=float).T
 
     def decode_us(self, which: Ints, batch: Floats, *, context: Floats) -> Floats:
@@ -67,15 +69,10 @@ class StepModels:
 
     def corrections(self, which: Ints, batch: Floats) -> Floats | None:
         """Return the factors that live replicas ask for; None where none do."""
-        if not self._corrections:
+        if self._corrections is None:
             return None
-        which, batch = np.broadcast_arrays(which, batch)
-        found = np.ones(batch.shape)
-        for number, curve in self._corrections:
-            mine = which == number
-            logs = np.log2(np.maximum(1.0, batch[mine]))
-            found[mine] = np.exp(curve.at(np.zeros(logs.shape, dtype=np.intp), logs))
-        return found
+        factors: Floats = np.exp(self._corrections.at(which, np.log2(np.maximum(1.0, batch))))
+        return factors
 
 
 class Beside:
@@ -159,7 +156,7 @@ class _Kinds:
 class _Curves:
     """One `Curve` per model, padded to equal numbers of knots."""
 
-    __slots__ = ("_first", "_knots", "_last", "_rise", "_run", "_xs", "_ys")
+    __slots__ = ("_columns", "_first", "_knots", "_last", "_rise", "_run", "_xs", "_ys")
 
     def __init__(self, curves: Sequence[Curve]) -> None:
         # A single knot is a constant: so are two with equal values.
@@ -173,13 +170,17 @@ class _Curves:
             ys[row, : len(curve.ys)] = curve.ys
         with np.errstate(invalid="ignore"):  # between two pads, where nobody asks
             self._run = np.diff(self._knots, axis=1, prepend=0.0).ravel()
+        self._columns = np.ascontiguousarray(self._knots.T)
         self._rise = np.diff(ys, axis=1, prepend=0.0).ravel()
         self._first, self._xs, self._ys = self._knots[:, 0], self._knots.ravel(), ys.ravel()
 
     def at(self, which: Ints, x: Floats) -> Floats:
         """Return every curve's value at its ``x``, as `Curve.at` does."""
         x = np.maximum(x, self._first[which])
-        right = (self._knots[which] < x[..., None]).sum(axis=-1)
+        # Knot by knot: an array per knot is shorter work than a short sum per value.
+        right = np.zeros(np.broadcast_shapes(which.shape, x.shape), dtype=np.intp)
+        for knot in self._columns:
+            right += knot[which] < x
         right = np.minimum(np.maximum(right, 1), self._last[which])
         place = which * self._knots.shape[1] + right
         left = place - 1

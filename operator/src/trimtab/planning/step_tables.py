@@ -11,7 +11,17 @@ from trimtab.planning.step_model import StepModel, StepWork
 class StepTables:
     """The step times of one model under one scheduler, shared by the replicas of a simulation."""
 
-    __slots__ = ("_alone", "_knots", "_lines", "_model", "_plain", "_us_per_work", "_window")
+    __slots__ = (
+        "_alone",
+        "_beside",
+        "_factors",
+        "_knots",
+        "_lines",
+        "_model",
+        "_plain",
+        "_us_per_work",
+        "_window",
+    )
 
     def __init__(self, model: StepModel, limits: SchedulerLimits) -> None:
         self._model = model
@@ -21,6 +31,11 @@ class StepTables:
         self._window = limits.window
         self._knots = model.contexts()
         self._lines: dict[tuple[int, int], tuple[float, float, float, float]] = {}
+        self._factors: dict[int, float] = {}
+        # Of kinds without surfaces: layers, what so many sequences cost, and each token of context.
+        self._beside: dict[int, tuple[tuple[int, float, float], ...]] | None = {}
+        if any(kind.decode is not None or kind.mixed for kind in model.kinds):
+            self._beside = None
 
     def decode(self, batch: int, kv_tokens: float) -> tuple[float, float, float]:
         """Return a decode step's µs, what each next one takes more, and for how many that holds."""
@@ -67,8 +82,16 @@ class StepTables:
             self._alone[tokens, sampled] = alone
         us = alone + self._us_per_work * work
         if decodes:
-            context = seen / decodes
-            us += sum(
+            us += self._decoding_us(decodes, seen / decodes, prompt_tokens)
+        factor = self._factors.get(decodes)
+        if factor is None:
+            factor = self._factors[decodes] = self._model.factor(decodes)
+        return us * factor
+
+    def _decoding_us(self, decodes: int, context: float, prompt_tokens: int) -> float:
+        """Return what sequences cost beyond their tokens beside a part of a prompt."""
+        if self._beside is None:
+            return sum(
                 kind.layers
                 * (
                     kind.decode_us(decodes, context)
@@ -76,4 +99,10 @@ class StepTables:
                 )
                 for kind in self._model.kinds
             )
-        return us * self._model.factor(decodes)
+        found = self._beside.get(decodes)
+        if found is None:
+            found = self._beside[decodes] = tuple(
+                (kind.layers, kind.sequences.at(decodes), kind.kv.at(decodes))
+                for kind in self._model.kinds
+            )
+        return sum(layers * (each + per_token * context) for layers, each, per_token in found)

@@ -2,24 +2,29 @@
 
 It is nearly all of a plan's time, and between two plans most intents do not change. So a planner may
 keep the surveys of its last plan: they are found again if the intent, its load and everything else
-that predictions are made from are equal.
+that predictions are made from are equal. Fingerprints and anchors are those of the model's own family:
+live replicas give anchors every minute, and that is no reason to forget what others' options are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Final
 
+from trimtab.planning.architecture import architecture_hash
 from trimtab.planning.estimate import Ask, Candidate, Estimator, Subject
+from trimtab.planning.fingerprint import Fingerprint
+from trimtab.planning.machines import Machines
 from trimtab.planning.objectives import Judged, judge
 from trimtab.planning.plan import FingerprintNeed, Option
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.precision import compute_precision
 from trimtab.planning.prices import price_for
 from trimtab.planning.simulations import Simulations
-from trimtab.planning.snapshot import CpuPool, FleetSnapshot, GpuPool
+from trimtab.planning.snapshot import Anchor, CpuPool, FleetSnapshot, GpuPool
+from trimtab.planning.sources import Sources
 from trimtab.planning.walk import Walk, least_replicas
 from trimtab.planning.workload import PlannedLoad
 
@@ -39,8 +44,17 @@ class Survey:
     needs: tuple[tuple[Judged, FingerprintNeed], ...]
 
 
+_Family = tuple[tuple[Fingerprint, ...], tuple[Anchor, ...], tuple[Anchor, ...]]
+"""Fingerprints of one architecture, their anchors, and the anchors of estimates."""
+_Families = dict[str, _Family]
+
 # Subjects that are surveyed side by side: enough that arrays are long, few enough that they stay small.
 _TOGETHER: Final = 24
+# Replica counts that one walk asks about at once: every round costs the same beside many walks or few,
+# and every count beyond a walk's end its own prediction.
+_MANY: Final = 4
+_FEW: Final = 4
+_ONE_MORE: Final = 2
 
 
 class Surveys:
@@ -49,16 +63,50 @@ class Surveys:
     def __init__(self) -> None:
         self.simulations = Simulations()
         self._world: tuple[FleetSnapshot, PlannerPolicy] | None = None
+        self._sources: Sources | None = None
+        self._machines: Machines | None = None
+        self._families: _Families = {"": ((), (), ())}
         self._before: dict[Subject, Survey] = {}
         self._now: dict[Subject, Survey] = {}
 
     def begin(self, snapshot: FleetSnapshot, policy: PlannerPolicy) -> None:
         """Begin a plan; what was found out under other prices, fingerprints or machines is forgotten."""
-        world = (_world(snapshot), policy)
-        self._before = self._now if world == self._world else {}
+        world, families = (_world(snapshot), policy), _families(snapshot)
+        known: Container[str] = ()
+        if self._world is not None and _alike(world, self._world):
+            known = _unchanged(families, self._families)
+        self._before = {
+            subject: found
+            for subject, found in self._now.items()
+            if _family(subject, families) in known
+        }
         self._now = {}
-        self._world = world
+        self._world, self._families = world, families
+        self._sources = Sources(world[0], policy=policy)
+        self._machines = Machines(snapshot, policy=policy, sources=self._sources)
         self.simulations.begin(policy)
+
+    @property
+    def sources(self) -> Sources:
+        """The plan's sources.
+
+        Raises:
+            RuntimeError: No plan has begun.
+        """
+        if self._sources is None:
+            raise _unbegun()
+        return self._sources
+
+    @property
+    def machines(self) -> Machines:
+        """The plan's machines.
+
+        Raises:
+            RuntimeError: No plan has begun.
+        """
+        if self._machines is None:
+            raise _unbegun()
+        return self._machines
 
     def ahead(self, subjects: Iterable[Subject]) -> None:
         """Make the surveys that will be asked for, some at a time; that is faster than one by one.
@@ -88,11 +136,15 @@ class Surveys:
 
     def _made(self, subjects: Sequence[Subject]) -> list[Survey]:
         if self._world is None:
-            raise RuntimeError(
-                "A survey was asked for before a plan began. This is a bug; please report it."
-            )
+            raise _unbegun()
         world, policy = self._world
-        return _surveyed(subjects, snapshot=world, policy=policy)
+        return _surveyed(subjects, snapshot=world, policy=policy, sources=self.sources)
+
+
+def _unbegun() -> RuntimeError:
+    return RuntimeError(
+        "A survey was asked for before a plan began. This is a bug; please report it."
+    )
 
 
 def _plain(subject: Subject) -> Subject:
@@ -156,25 +208,60 @@ def _world(snapshot: FleetSnapshot) -> FleetSnapshot:
     )
 
 
+def _families(snapshot: FleetSnapshot) -> _Families:
+    """Return what is measured of each family by the hash of its architecture, under "" of the others."""
+    digests = {one.key.digest(): one.key.architecture for one in snapshot.fingerprints}
+    fingerprints: dict[str, list[Fingerprint]] = {}
+    anchors: dict[str, list[Anchor]] = {}
+    for one in snapshot.fingerprints:
+        fingerprints.setdefault(one.key.architecture, []).append(one)
+    for anchor in snapshot.anchors:
+        # NB: an estimate is no fingerprint of the snapshot, and may have anchors even so.
+        anchors.setdefault(digests.get(anchor.key, ""), []).append(anchor)
+    estimated = tuple(anchors.get("", ()))
+    return {
+        family: (tuple(found), tuple(anchors.get(family, ())), estimated)
+        for family, found in {"": [], **fingerprints}.items()
+    }
+
+
+def _family(subject: Subject, families: _Families) -> str:
+    """Return under which name a subject's family is known, "" where nothing is measured of it."""
+    name = architecture_hash(subject.model.architecture)
+    return name if name in families else ""
+
+
+def _unchanged(families: _Families, before: _Families) -> set[str]:
+    """Return the families of which nothing new is known; "" only if no family was forgotten."""
+    same = {name for name, found in families.items() if before.get(name, before[""]) == found}
+    return same - {""} if before.keys() - families.keys() else same
+
+
+def _alike(
+    one: tuple[FleetSnapshot, PlannerPolicy], other: tuple[FleetSnapshot, PlannerPolicy]
+) -> bool:
+    """Tell whether predictions are made from the same world, but for what families are told apart by."""
+    here, there = (replace(world, fingerprints=(), anchors=()) for world, _ in (one, other))
+    return here == there and one[1] == other[1]
+
+
 def _surveyed(
-    subjects: Sequence[Subject], *, snapshot: FleetSnapshot, policy: PlannerPolicy
+    subjects: Sequence[Subject],
+    *,
+    snapshot: FleetSnapshot,
+    policy: PlannerPolicy,
+    sources: Sources,
 ) -> list[Survey]:
     """Return the surveys of several intents, whose walks go on side by side."""
-    estimator = Estimator(subjects, snapshot=snapshot, policy=policy)
+    estimator = Estimator(subjects, snapshot=snapshot, policy=policy, sources=sources)
     candidates, priced = estimator.candidates, is_priced(snapshot)
 
     def judged(subject: Subject, option: Option, load: PlannedLoad) -> Judged:
         return judge(subject.intent, option, load=load, priced=priced, policy=policy)
 
-    singles = estimator.options(
-        [
-            Ask(number=n, replicas=least_replicas(one.subject.intent), rate=0.0)
-            for n, one in enumerate(candidates)
-        ]
-    )
-    unloaded = [
-        judged(one.subject, option(), replace(one.subject.load, rate=0.0))
-        for one, option in zip(candidates, singles, strict=True)
+    alone = [
+        Ask(number=n, replicas=least_replicas(one.subject.intent), rate=0.0)
+        for n, one in enumerate(candidates)
     ]
     walks = [
         Walk(
@@ -182,17 +269,22 @@ def _surveyed(
             load=one.subject.load,
             judged=partial(judged, one.subject, load=one.subject.load),
             policy=policy,
+            at_once=_FEW if len(subjects) < _MANY else _ONE_MORE,
         )
         for one in candidates
     ]
-    while asks := [
-        Ask(number=n, replicas=count, rate=candidates[n].subject.load.rate)
-        for n, walk in enumerate(walks)
-        for count in walk.wanted
-    ]:
-        answers = iter(estimator.options(asks))
+    asks = [*alone, *_wanted(walks, candidates)]
+    answers = iter(estimator.options(asks))
+    unloaded = [
+        judged(one.subject, option(), replace(one.subject.load, rate=0.0))
+        for one, option in zip(candidates, islice(answers, len(candidates)), strict=True)
+    ]
+    while True:
         for walk in walks:
             walk.take(list(islice(answers, len(walk.wanted))))
+        if not (asks := list(_wanted(walks, candidates))):
+            break
+        answers = iter(estimator.options(asks))
     needs = [_need(*pair) for pair in zip(candidates, unloaded, strict=True)]
     found, end = [], 0
     for subject in subjects:
@@ -205,6 +297,13 @@ def _surveyed(
             )
         )
     return found
+
+
+def _wanted(walks: Sequence[Walk], candidates: Sequence[Candidate]) -> Iterator[Ask]:
+    """Yield what the walks ask next."""
+    for n, walk in enumerate(walks):
+        for count in walk.wanted:
+            yield Ask(number=n, replicas=count, rate=candidates[n].subject.load.rate)
 
 
 def _need(candidate: Candidate, alone: Judged) -> tuple[Judged, FingerprintNeed] | None:

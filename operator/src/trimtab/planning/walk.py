@@ -11,7 +11,6 @@ from trimtab.planning.snapshot import IntentView
 from trimtab.planning.workload import PlannedLoad
 
 _MOST_STEPS: Final = 16
-_AT_ONCE: Final = 4
 # A replica that is used less than this, per mille, and gains nothing will not be satisfied by more.
 _IDLE: Final = 50
 
@@ -20,8 +19,8 @@ class Walk:
     """Replica counts of one configuration, rising until one more gains too little.
 
     It starts at the least count that carries the load and ends once the objective is satisfied and
-    a further replica makes requests less than 2 % faster. Counts are wanted a few at a time, so that
-    the next ones of all walks are predicted together.
+    a further replica makes requests less than 2 % faster. Counts are wanted ``at_once``, so that the
+    next ones of all walks are predicted together; those beyond its end are for nothing.
 
     Attributes:
         found: Options so far, judged.
@@ -35,11 +34,12 @@ class Walk:
         load: PlannedLoad,
         judged: Callable[[Option], Judged],
         policy: PlannerPolicy,
+        at_once: int = 4,
     ) -> None:
         self._least = least_replicas(intent)
         self._most = max(self._least, intent.constraints.max_replicas or policy.most_replicas)
         self._loaded = load.rate > 0
-        self._judged = judged
+        self._judged, self._at_once = judged, at_once
         self._tie = policy.latency_tie_permille
         self._left = range(0)
         self.found: list[Judged] = []
@@ -56,7 +56,8 @@ class Walk:
             elif self._ends(last, current):
                 self._left = range(0)
                 break
-        self.wanted, self._left = self._left[:_AT_ONCE], self._left[_AT_ONCE:]
+        few = self._at_once
+        self.wanted, self._left = self._left[:few], self._left[few:]
 
     def _ahead(self, first: Option) -> range:
         """Return the counts beyond the least one that may be worth a look."""

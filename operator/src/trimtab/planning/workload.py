@@ -117,21 +117,22 @@ def synthesize(
         )
     cv = min(max(variation.gap, LEAST_GAP_CV), MOST_GAP_CV)
     shape = 1 / cv**2
+    prompts = _lognormal(load.prompt, cv=variation.prompt)
+    outputs = _lognormal(load.output, cv=variation.output)
     now, found = 0.0, []
     for _ in range(count):
         now += draws.gammavariate(shape, 1e6 / load.rate / shape)
-        prompt = _length(load.prompt, cv=variation.prompt, draws=draws)
-        output = min(_length(load.output, cv=variation.output, draws=draws), longest - 1)
+        # A zero spread draws too, so that later numbers are the same for every variation.
+        prompt = max(1, round(draws.lognormvariate(*prompts)))
+        output = min(max(1, round(draws.lognormvariate(*outputs))), longest - 1)
         found.append(Arrival(at_us=now, prompt=min(prompt, longest - output), output=output))
     return tuple(found)
 
 
-def _length(mean: int, *, cv: float, draws: Draws) -> int:
+def _lognormal(mean: int, *, cv: float) -> tuple[float, float]:
+    """Return mean and deviation of the logarithm of lengths."""
     spread = math.log(1 + cv**2)
-    # A zero spread draws too, so that later numbers are the same for every variation.
-    return max(
-        1, round(draws.lognormvariate(math.log(max(1, mean)) - spread / 2, math.sqrt(spread)))
-    )
+    return math.log(max(1, mean)) - spread / 2, math.sqrt(spread)
 
 
 def load_bucket(load: PlannedLoad) -> tuple[int, int, int]:

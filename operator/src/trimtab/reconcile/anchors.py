@@ -18,8 +18,8 @@ from trimtab.planning.anchors import (
     parse_anchors,
     read_counters,
 )
-from trimtab.planning.estimate import best_for, key_for
 from trimtab.planning.fingerprint import FingerprintInvalidError, parse
+from trimtab.planning.sources import best_for, key_for
 from trimtab.reconcile.fingerprint_book import FINGERPRINT_KEY
 from trimtab.reconcile.fingerprints import ANSWERS_ANNOTATION
 from trimtab.reconcile.snapshot import running_config

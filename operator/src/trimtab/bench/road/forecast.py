@@ -17,7 +17,6 @@ from trimtab.bench.road.matrix import (
 )
 from trimtab.cli.output import CommandError
 from trimtab.observe.capabilities import ASSUMED
-from trimtab.planning.estimate import find_source
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.queue_sim import simulate
@@ -30,18 +29,19 @@ from trimtab.planning.snapshot import (
     IntentView,
     Load,
 )
+from trimtab.planning.sources import find_source
 from trimtab.planning.workload import Arrival, PlannedLoad
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trimtab.observe.inspections import ModelFacts
-    from trimtab.planning.estimate import Source
     from trimtab.planning.fingerprint import Fingerprint
     from trimtab.planning.plan import Option
     from trimtab.planning.prices import PriceBook
     from trimtab.planning.queue_sim import Metric
     from trimtab.planning.snapshot import Anchor
+    from trimtab.planning.sources import Source
 
 POLICY: Final = PlannerPolicy(thread_counts=(1,))
 
