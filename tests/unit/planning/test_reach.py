@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.planning.builders import POLICY
-from tests.unit.planning.gpu_builders import A100, H100, an_8b, gpus, on_gpus
+from tests.unit.planning.gpu_builders import A100, H100, a_70b, an_8b, gpus, on_gpus
 from trimtab.planning.beside import Beside
 from trimtab.planning.fleet import plan_fleet
 from trimtab.planning.snapshot import Assignment, Config, Constraints, Load, Targets
@@ -139,3 +139,14 @@ def test_gpus_of_others_are_counted_in_what_blocks():
     found = plan(OLD, NEW, pools=pools, assignments=(runs(tp=1),))
     assert found["new"].reason == "NoCapacity"
     assert "request 7 GPUs of NVIDIA-H100-80GB-HBM3" in found["new"].message
+
+
+@pytest.mark.parametrize("node", ["a", "cordoned"])
+def test_what_runs_on_gpus_that_no_longer_hold_it_blocks_no_plan(node):
+    """Its KV cache would have no block: it is not simulated, and its intent is planned all the same."""
+    edited = a_70b(name="old", objective="MinLatency", load=QUIET, generation=2)
+    intent, product = (edited, H100) if node == "a" else (an_8b(name="old", load=QUIET), A100)
+    here = runs(tp=1, node=node, product=product)
+    (found,) = plan(intent, pools=(gpus("a", count=8),), assignments=(here,)).values()
+    assert (found.verdict, found.reason) == ("Planned", "Chosen")
+    assert found.option.config.product == H100

@@ -127,6 +127,9 @@ class Trials:
     def simulated(self, judged: Judged) -> Judged | None:
         """Return an option with what requests meet; None where that cannot be found out."""
         option, predicted = judged.option, judged.option.predicted
+        # What runs may be more than its GPUs hold: edited to a larger model, or their node is gone.
+        if option.kv_tokens < option.max_model_len:
+            return None
         if predicted.utilisation_permille > self._policy.simulated_utilisation_permille:
             return None
         source = self._sources.of(self._model, option.config).source
