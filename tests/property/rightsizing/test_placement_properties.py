@@ -9,6 +9,7 @@ from trimtab.rightsizing.pool import (
     Pod,
     PodState,
     PoolStats,
+    Queue,
     Start,
     Use,
     UseAndGrow,
@@ -52,7 +53,7 @@ works = st.one_of(
     most=st.integers(1, 8),
 )
 def test_placement_keeps_its_promises(*, pods, size, work, left, queued, rates, resize, most):
-    """Never a pod that is not idle, never too little memory, never more pods than allowed."""
+    """Never a busy pod, too little memory, or too many pods; nobody waits for a pod that is not coming."""
     found = place(
         Need(size=size, work=work, deadline_s=NOW + left),
         pods=pods,
@@ -73,4 +74,8 @@ def test_placement_keeps_its_promises(*, pods, size, work, left, queued, rates, 
     if isinstance(found, Start):
         assert counted < most or found.evict is not None
         assert found.evict is None or by_name[found.evict].state is PodState.IDLE
+    if isinstance(found, Queue):
+        coming = {PodState.BUSY, PodState.STARTING}
+        awaited = any(pod.state in coming and pod.size.covers(size) for pod in pods)
+        assert awaited or counted >= most
     assert found.why or isinstance(found, UseAndGrow)

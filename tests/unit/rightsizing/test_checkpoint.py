@@ -1,9 +1,11 @@
 """A model's text: what still fits is kept, and whatever does not is answered by a fresh model."""
 
+import base64
 import json
 import zlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.unit.rightsizing.sizing_builders import LADDER, LAYOUT, a_model, an_input, ran
@@ -25,6 +27,15 @@ def a_text():
 
 
 TEXT = a_text()
+
+
+NOT_A_NUMBER = base64.b64encode(np.full(3, np.nan).tobytes()).decode()
+
+
+def with_cpu(**fields):
+    """Return the body with other fields of its CPU learner."""
+    body = json.loads(TEXT)["body"]
+    return body | {"cpu": body["cpu"] | fields}
 
 
 def loaded(text=TEXT, *, ladder=LADDER, layout=LAYOUT, origin=ORIGIN):
@@ -96,6 +107,18 @@ def test_what_does_not_fit_is_a_fresh_model(fields, fate):
         json.loads(TEXT)["body"] | {"cpu": {}},
         json.loads(TEXT)["body"] | {"buckets": [1]},
         json.loads(TEXT)["body"] | {"works": "not base64"},
+        json.loads(TEXT)["body"] | {"observations": float("inf")},
+        json.loads(TEXT)["body"] | {"observations": -1},
+        json.loads(TEXT)["body"] | {"sizes": [["a", 1]]},
+        json.loads(TEXT)["body"] | {"sizes": [[251, 128]]},
+        json.loads(TEXT)["body"] | {"levels": [str(k) for k in range(9)]},
+        json.loads(TEXT)["body"] | {"buckets": [["key", "", "", ""]]},
+        json.loads(TEXT)["body"] | {"works": NOT_A_NUMBER * 3},
+        with_cpu(cost=[]),
+        with_cpu(cost={}),
+        with_cpu(count=float("nan")),
+        with_cpu(weights=NOT_A_NUMBER * 16),
+        with_cpu(squares="AAAA" * 64),
     ],
 )
 def test_a_sound_sum_over_another_build_s_fields_is_no_error(body):
@@ -104,3 +127,21 @@ def test_a_sound_sum_over_another_build_s_fields_is_no_error(body):
     found = loaded(f'{{"crc":"{zlib.crc32(text.encode()):08x}","body":{text}}}')
     assert found.fate in {Fate.CORRUPT, Fate.OTHER_FUNCTION}
     assert gate(found.model) is Gate.WARMING_UP
+
+
+def test_depth_is_damage_and_no_exception():
+    """A body nested deeper than a parser goes is corrupt where its CRC holds."""
+    text = "[" * 200_000
+    found = loaded(f'{{"crc":"{zlib.crc32(text.encode()):08x}","body":{text}}}')
+    assert found.fate is Fate.CORRUPT
+
+
+def test_sizes_in_use_go_where_few_sizes_are_no_longer_wanted():
+    """A function that left few sizes gets what it wants, not what the checkpoint had in use."""
+    model = a_model()
+    model.sizes = (LADDER.default,)
+    text = dump(model, origin=ORIGIN)
+    assert loaded(text).model.sizes == model.sizes
+    found = load(text, ladder=LADDER, layout=LAYOUT, origin=ORIGIN, few_sizes=False)
+    assert found.fate is Fate.LOADED
+    assert found.model.sizes == ()

@@ -97,6 +97,12 @@ def test_waiting_is_for_those_who_have_time(left, waits):
     assert isinstance(behind, Start)
 
 
+def test_nobody_waits_for_a_pod_that_leaves():
+    """A pod on its way out is never free again, whenever its last run ends."""
+    leaving = a_pod("leaving", state=PodState.LEAVING, free=NOW + 1)
+    assert isinstance(placed(leaving, left=50.0), Start)
+
+
 def test_nobody_starts_two_pods_for_one_request():
     """Whoever is late waits for the pod that is starting already; the next in line gets one more."""
     coming = a_pod("coming", state=PodState.STARTING, free=NOW + 99)

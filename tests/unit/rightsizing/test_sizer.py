@@ -184,6 +184,26 @@ def test_dropped_samples_are_counted():
     assert model.observations == 0
 
 
+def test_a_pod_without_a_quota_is_no_smallest_class():
+    """A late run at 0m, which is no quota, teaches what it needed rather than the first class."""
+    model = a_model()
+    features = an_input(5)
+    for _ in range(12):
+        model.observe(features, a_usage(cpu_s=6.0, wall_s=6.0, cpu_m=0), budget_s=5.0)
+    costs = model.preview(features, budget_s=5.0).cpu.candidates
+    assert LADDER.cpu_m[costs[Source.LEARNED]] >= 1000
+
+
+@pytest.mark.parametrize("field", ["cpu_s", "wall_s", "throttled_s", "peak_anon_mib"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_figure_that_cannot_be_teaches_nothing(field, value):
+    """A usage that is not finite or below nought is dropped, and counted as such."""
+    model = a_model()
+    model.observe(an_input(1), a_usage(**{field: value}), budget_s=10.0)
+    assert model.dropped == {"not_finite": 1}
+    assert model.observations == 0
+
+
 def test_sizes_in_use_are_chosen_every_64_runs():
     """Wants are served by at most four sizes, each of which covers them."""
     model = a_model()

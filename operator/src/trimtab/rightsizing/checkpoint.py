@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from trimtab.rightsizing import policy as policies
+from trimtab.rightsizing.learner import LEVELS
+from trimtab.rightsizing.selection import CANDIDATES
 from trimtab.rightsizing.sizer import FunctionModel
 from trimtab.rightsizing.targets import Work
 from trimtab.rightsizing.types import Size, Source
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from trimtab.rightsizing.buckets import Key
     from trimtab.rightsizing.policy import SizerPolicy
     from trimtab.rightsizing.resource import Resource
     from trimtab.rightsizing.sizer import Layout
@@ -99,7 +102,7 @@ def load(
     same_ladder = body.get("ladder") == [list(ladder.cpu_m), list(ladder.mem_mib)]
     try:
         _restore(model, body, learner=same_ladder)
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         # A CRC that holds over a body that does not: written by a build with other fields.
         return Loaded(model=fresh(), fate=Fate.CORRUPT)
     if not same_ladder:
@@ -128,7 +131,7 @@ def _checked(text: str) -> JSON | None:
         return None
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("v") == _VERSION else None
 
@@ -192,38 +195,89 @@ def _resource(resource: Resource) -> JSON:
 def _restore(model: FunctionModel, body: JSON, *, learner: bool) -> None:
     count, mean, square = body["scaler"]
     width = model.scaler.mean.shape
-    model.scaler.count = int(count)
-    model.scaler.mean = _array(mean, np.float64).reshape(width)
-    model.scaler.square = _array(square, np.float64).reshape(width)
-    model.basis.levels = [str(name) for name in body["levels"]]
-    model.observations = int(body["observations"])
+    model.scaler.count = _count(count)
+    model.scaler.mean = _finite(_array(mean, np.float64)).reshape(width)
+    model.scaler.square = _finite(_array(square, np.float64), least=0.0).reshape(width)
+    model.basis.levels = _levels(body["levels"])
+    model.observations = _count(body["observations"])
     model.works.extend(_unworks(body["works"]))
     for key, works, widths, peaks in body["buckets"]:
-        bucket = model.buckets.ensure(tuple(key))
+        bucket = model.buckets.ensure(_key(key))
         bucket.works.extend(_unworks(works))
-        bucket.widths.extend(_array(widths, np.float64).tolist())
-        bucket.peaks.extend(_array(peaks, np.float64).tolist())
+        bucket.widths.extend(_at_least(_array(widths, np.float64), 1.0).tolist())
+        bucket.peaks.extend(_finite(_array(peaks, np.float64), least=0.0).tolist())
     for resource, saved in ((model.cpu, body["cpu"]), (model.memory, body["memory"])):
-        resource.feedbacks = int(saved["feedbacks"])
+        resource.feedbacks = _count(saved["feedbacks"])
         if learner:
             _restore_resource(resource, saved)
     if learner:
         model.gated.extend(bool(value) for value in body["gated"])
         model.undersized.extend(bool(value) for value in body["undersized"])
-        model.sizes = tuple(Size(cpu, mem) for cpu, mem in body["sizes"])
+        sizes = tuple(_size(cpu, mem, ladder=model.ladder) for cpu, mem in body["sizes"])
+        model.sizes = sizes if model.few_sizes else ()
 
 
 def _restore_resource(resource: Resource, saved: JSON) -> None:
     shape = resource.learner.weights.shape
-    resource.learner.weights = _array(saved["weights"], np.float64).reshape(shape)
-    resource.learner.squares = (
-        _array(saved["squares"], np.float32).astype(np.float64).reshape(shape)
-    )
-    resource.scores.count = float(saved["count"])
-    resource.scores.cost = {Source(name): float(v) for name, v in saved["cost"].items()}
-    resource.scores.under = {Source(name): float(v) for name, v in saved["under"].items()}
-    resource.scores.clean = int(saved["clean"])
-    resource.rejected, resource.resets = int(saved["rejected"]), int(saved["resets"])
+    squares = _array(saved["squares"], np.float32).astype(np.float64)
+    if not (squares > 0).all():
+        raise ValueError("A sum of squared gradients is not positive: learning would divide by it.")
+    resource.learner.weights = _finite(_array(saved["weights"], np.float64)).reshape(shape)
+    resource.learner.squares = _finite(squares).reshape(shape)
+    resource.scores.count = float(_finite(np.asarray(float(saved["count"])), least=0.0))
+    resource.scores.cost = _scores(saved["cost"])
+    resource.scores.under = _scores(saved["under"])
+    resource.scores.clean = _count(saved["clean"])
+    resource.rejected, resource.resets = _count(saved["rejected"]), _count(saved["resets"])
+
+
+def _count(value: Any) -> int:  # any: JSON
+    found = int(value)
+    if found < 0:
+        raise ValueError(f"{found} is no count.")
+    return found
+
+
+def _finite(array: NDArray[np.float64], *, least: float = -np.inf) -> NDArray[np.float64]:
+    if not np.isfinite(array).all():
+        raise ValueError("A number is not finite.")
+    return _at_least(array, least)
+
+
+def _at_least(array: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Return the array; a width may be infinite, where a run took no time that could be told."""
+    if not (array >= least).all():
+        raise ValueError(f"A number is not at least {least}.")
+    return array
+
+
+def _levels(names: Any) -> list[str]:  # any: JSON
+    """Return the categories; one more than there are places would be looked up beyond the weights."""
+    if not isinstance(names, list) or len(names) >= LEVELS:
+        raise ValueError("The categories are no list of fewer than their places.")
+    return [str(name) for name in names]
+
+
+def _key(parts: Any) -> Key:  # any: JSON
+    if not isinstance(parts, list) or not all(isinstance(part, int | str) for part in parts):
+        raise ValueError("A bucket's key is no list of numbers and names.")
+    return tuple(parts)
+
+
+def _size(cpu_m: Any, mem_mib: Any, *, ladder: Ladder) -> Size:  # any: JSON
+    if not (isinstance(cpu_m, int) and isinstance(mem_mib, int)):
+        raise TypeError("A size in use is no pair of whole numbers.")
+    if cpu_m not in ladder.cpu_m or mem_mib not in ladder.mem_mib:
+        raise ValueError("A size in use is none of the ladder's.")
+    return Size(cpu_m, mem_mib)
+
+
+def _scores(saved: JSON) -> dict[Source, float]:
+    found = {Source(name): float(value) for name, value in saved.items()}
+    if found.keys() != set(CANDIDATES):
+        raise ValueError("Not every candidate has a score.")
+    _finite(np.asarray(list(found.values())), least=0.0)
+    return found
 
 
 def _works(works: Iterable[Work]) -> str:
@@ -231,7 +285,10 @@ def _works(works: Iterable[Work]) -> str:
 
 
 def _unworks(text: str) -> list[Work]:
-    rows: Sequence[Sequence[float]] = _array(text, np.float64).reshape(-1, 3).tolist()
+    array = _array(text, np.float64).reshape(-1, 3)
+    _finite(array[:, :2], least=0.0)
+    _at_least(array[:, 2], 1.0)
+    rows: Sequence[Sequence[float]] = array.tolist()
     return [Work(cpu_s=cpu, idle_s=idle, width=width) for cpu, idle, width in rows]
 
 

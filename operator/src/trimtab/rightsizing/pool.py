@@ -31,6 +31,7 @@ class PodState(StrEnum):
 
 _WARM: Final = frozenset({PodState.IDLE, PodState.RESIZING})
 _COUNTED: Final = frozenset(PodState) - {PodState.LEAVING}
+_FREE_LATER: Final = frozenset({PodState.BUSY, PodState.STARTING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +254,11 @@ def _worth_waiting(need: Need, pods: Sequence[Pod], *, queued: int, now_s: float
     if need.work is None:
         return False
     fitting = sorted(
-        (pod for pod in pods if pod.free_s > 0 and pod.size.covers(need.size)),
+        (
+            pod
+            for pod in pods
+            if pod.state in _FREE_LATER and pod.free_s > 0 and pod.size.covers(need.size)
+        ),
         key=lambda pod: (pod.free_s, pod.name),
     )
     if len(fitting) <= queued:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from dataclasses import dataclass
 from statistics import median
@@ -189,6 +190,9 @@ class FunctionModel:
             budget_s: As it was when it was decided.
             outcome: Whether its usage can be trusted to teach.
         """
+        if not _measured(usage):
+            self.dropped["not_finite"] += 1
+            return
         taught = lesson(usage, outcome)
         if taught.dropped is not None:
             self.dropped[taught.dropped] += 1
@@ -223,7 +227,9 @@ class FunctionModel:
         if not throttled(usage):
             bucket.widths.append(work.width)
         late_unhindered = usage.wall_s > budget_s and not throttled(usage)
-        at_most = index_of(self.cpu.classes, usage.alloc.cpu_m) if late_unhindered else None
+        # A size of 0m is no quota, and no class.
+        limited = late_unhindered and usage.alloc.cpu_m > 0
+        at_most = index_of(self.cpu.classes, usage.alloc.cpu_m) if limited else None
         target = self.cpu.target(self._need(work, budget_s), at_most=at_most)
         least = self.cpu.target(
             1000 * need_cpu(work, budget_s=budget_s, margin=1.0).cpu, at_most=at_most
@@ -323,3 +329,9 @@ class FunctionModel:
             return False
         self.sizes = found
         return True
+
+
+def _measured(usage: Usage) -> bool:
+    """Return whether every figure is finite and not negative."""
+    figures = (usage.cpu_s, usage.wall_s, usage.throttled_s, usage.peak_anon_mib)
+    return all(0 <= figure < math.inf for figure in figures)
