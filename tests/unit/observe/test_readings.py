@@ -164,6 +164,24 @@ def test_keys_that_somebody_else_wrote_are_named() -> None:
     assert config_map(body).foreign_keys == {"x"}
 
 
+def test_keys_of_an_adopted_document_and_of_one_without_managers_are_somebody_elses() -> None:
+    """`kubectl apply` of what is there already owns only its annotation; no managers tell nothing."""
+    written = {"manager": "trimtab-operator", "fieldsV1": {"f:data": {"f:k": {}}}}
+    annotations = {"f:kubectl.kubernetes.io/last-applied-configuration": {}}
+    adopted = {
+        "manager": "kubectl-client-side-apply",
+        "fieldsV1": {"f:metadata": {"f:annotations": annotations}},
+    }
+
+    def foreign(*managers: dict[str, Any]) -> frozenset[str]:
+        body = {"metadata": {"managedFields": list(managers)}, "data": {"k": "v"}}
+        return config_map(body).foreign_keys
+
+    assert foreign(written) == frozenset()
+    assert foreign(written, adopted) == {"k"}
+    assert foreign() == {"k"}
+
+
 def test_a_node_changes_with_its_capacity_not_with_its_heart_beat() -> None:
     """Nothing is planned anew because a node is alive."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tests.unit.planning.builders import LLAMA_8B, a_fingerprint, a_fleet, a_key, a_pool, an_intent
 from trimtab.planning.documents import in_use
+from trimtab.planning.snapshot import Assignment, Config
 
 MINE = a_fingerprint(key=a_key())
 
@@ -30,6 +31,18 @@ def test_another_models_shapes_and_another_cpus_times_are_not():
     assert used(other, elsewhere) == []
     assert used(elsewhere, pools=(a_pool(cpu_model="another"),)) == [0]
     assert not in_use(a_fleet(an_intent(model=None), fingerprints=(MINE,)))
+
+
+def test_what_runs_keeps_its_times_while_its_model_is_not_known():
+    """An inspection that fails does not say what shapes serve: all of that size and precision stay."""
+    config = Config(product="cpu", cpu_model=MINE.key.cpu_model, precision="bf16", threads=1)
+    blind = an_intent(model=None)
+    held = Assignment(intent_uid=blind.uid, config=config, replicas=1, generation=1)
+    other = a_fingerprint(key=a_key(LLAMA_8B, threads=2))
+    found = in_use(a_fleet(blind, fingerprints=(MINE, other), assignments=(held,)))
+    assert found == {MINE.key.digest()}
+    stranger = a_fingerprint(key=a_key(LLAMA_8B))
+    assert used(MINE, stranger, assignments=(held,)) == [0]
 
 
 def test_an_older_engines_times_are_used_until_there_are_newer_ones():

@@ -252,6 +252,10 @@ async def test_a_node_that_measures_is_left_alone() -> None:
     assert bench.executor.applied == []
 
 
+def written_by(manager: str) -> dict[str, Any]:
+    return {"manager": manager, "fieldsV1": {"f:data": {"f:accuracy.json": {}}}}
+
+
 async def test_what_no_release_can_use_any_more_is_removed() -> None:
     """Documents of another text, another engine version, or none at all go; the others stay."""
     bench = Bench()
@@ -260,12 +264,55 @@ async def test_what_no_release_can_use_any_more_is_removed() -> None:
     for name, text in (("good", dump([old])), ("stale", dump([stale])), ("bad", "x")):
         labels = {"app.kubernetes.io/component": "accuracy"}
         meta = {"name": f"acc-{name}", "namespace": SYSTEM, "uid": name, "labels": labels}
+        meta["managedFields"] = [written_by("trimtab-operator")]
         bench.caches.configmaps.put({"metadata": meta, "data": {"accuracy.json": text}})
         meta = meta | {"namespace": "team-a", "uid": f"theirs-{name}"}
         bench.caches.configmaps.put({"metadata": meta, "data": {"accuracy.json": text}})
     bench.unmeasured = ()
     await bench.keeper.step()
     assert sorted(bench.executor.deleted) == ["acc-bad", "acc-stale"]
+
+
+async def test_a_users_document_that_no_release_can_use_stays_and_is_named() -> None:
+    """Imported or edited, it is not deleted; the condition says what to do about it."""
+    bench = Bench()
+    name = f"acc-{bench.model.identity}-int8"
+    meta = {
+        "name": name,
+        "namespace": SYSTEM,
+        "uid": "x",
+        "labels": {"app.kubernetes.io/component": "accuracy"},
+        "managedFields": [written_by("trimtab-operator"), written_by("kubectl-edit")],
+    }
+    bench.caches.configmaps.put({"metadata": meta, "data": {"accuracy.json": "x"}})
+    await bench.keeper.step()
+    assert bench.executor.deleted == []
+    failure = bench.keeper.progress("uid-chat", bench.current.by_uid["uid-chat"]).failure
+    assert f"ConfigMap {SYSTEM}/{name}, key accuracy.json, is no accuracy measurement" in failure
+
+
+async def test_a_removal_holds_for_what_was_seen_and_its_refusal_stops_nothing() -> None:
+    """Somebody may edit a document as it is removed: the server then refuses, and Jobs begin all the same."""
+    bench = Bench()
+    meta = {
+        "name": "acc-bad",
+        "namespace": SYSTEM,
+        "uid": "x",
+        "resourceVersion": "7",
+        "labels": {"app.kubernetes.io/component": "accuracy"},
+        "managedFields": [written_by("trimtab-operator")],
+    }
+    bench.caches.configmaps.put({"metadata": meta, "data": {"accuracy.json": "x"}})
+    seen: list[str] = []
+
+    async def refuse(deletion: Any) -> None:
+        seen.append(deletion.resource_version)
+        raise ApiError(method="DELETE", path="/x", code=409, status={"message": "changed"})
+
+    bench.executor.delete = refuse  # type: ignore[method-assign]
+    await bench.keeper.step()
+    assert seen == ["7"]
+    assert bench.executor.applied
 
 
 def test_the_status_shows_loss_and_error() -> None:

@@ -124,7 +124,7 @@ class ConfigMapRecord(Record):
 
     data: Mapping[str, str]
     foreign_keys: frozenset[str] = frozenset()
-    """Keys of ``data`` that somebody else than the operator wrote."""
+    """Keys of ``data`` that somebody else than the operator wrote or adopted, or that nobody owns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +145,7 @@ class NodeRecord(Record):
 LAST_USED_ANNOTATION: Final = f"{GROUP}/last-used"
 """When a plan could last be made from a measurement, to the day."""
 _OPERATORS: Final = frozenset({OPERATOR, ANCHORS})
+_LAST_APPLIED: Final = "f:kubectl.kubernetes.io/last-applied-configuration"
 CPU_MODEL_LABELS: Final = (f"{GROUP}/cpu-model", "feature.node.kubernetes.io/cpu-model.name")
 
 
@@ -306,11 +307,20 @@ def config_map(body: Body) -> ConfigMapRecord:
 
 
 def _foreign_keys(body: Body) -> frozenset[str]:
-    found: set[str] = set()
+    keys = frozenset(body.get("data") or {})
+    ours: set[str] = set()
+    others: set[str] = set()
     for entry in (body.get("metadata") or {}).get("managedFields") or ():
-        if entry.get("manager") not in _OPERATORS:
-            found |= set((entry.get("fieldsV1") or {}).get("f:data") or ())
-    return frozenset(key.removeprefix("f:") for key in found)
+        fields = entry.get("fieldsV1") or {}
+        written = {key.removeprefix("f:") for key in fields.get("f:data") or ()}
+        if entry.get("manager") in _OPERATORS:
+            ours |= written
+            continue
+        others |= written
+        # Who applies what is there already, as `kubectl apply` does, owns nothing but this.
+        if _LAST_APPLIED in ((fields.get("f:metadata") or {}).get("f:annotations") or {}):
+            others |= keys
+    return frozenset(others | (keys - ours))
 
 
 def node(body: Body) -> NodeRecord:

@@ -11,7 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from trimtab.api.v1alpha1.names import COMPONENT_LABEL, PAUSED_ANNOTATION
+from trimtab.kube.errors import refused
 from trimtab.kube.resources import CONFIG_MAP
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.intents import AccuracyProgress
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trimtab.kube.resources import Manifest
-    from trimtab.observe.records import JobRecord
+    from trimtab.observe.records import ConfigMapRecord, JobRecord
     from trimtab.planning.plan import IntentPlan
     from trimtab.planning.snapshot import IntentView
+
+_log = structlog.get_logger(__name__)
 
 _LARGE_BYTES: Final = 4 * 2**30
 _LARGE_THREADS: Final = 4
@@ -55,15 +60,29 @@ class AccuracyKeeper(Measurer[AccuracyNeed]):
             labelled = record.labels.get(COMPONENT_LABEL) == self.component
             if record.namespace != self._settings.system_namespace or not labelled:
                 continue
-            if not record.deleting and not _usable(record.data.get(ACCURACY_KEY, "")):
-                await self._executor.delete(
-                    Deletion(
-                        resource=CONFIG_MAP,
-                        namespace=record.namespace,
-                        name=record.name,
-                        uid=record.uid,
-                    )
+            # What somebody else wrote or adopted is his, readable or not.
+            if record.deleting or record.foreign_keys:
+                continue
+            if not _usable(record.data.get(ACCURACY_KEY, "")):
+                await self._discard(record)
+
+    async def _discard(self, record: ConfigMapRecord) -> None:
+        try:
+            await self._executor.delete(
+                Deletion(
+                    resource=CONFIG_MAP,
+                    namespace=record.namespace,
+                    name=record.name,
+                    uid=record.uid,
+                    # Somebody may have edited it just now: then it is a user's.
+                    resource_version=str(record.resource_version or ""),
                 )
+            )
+        except Exception as error:
+            fault = refused(error)
+            if fault is None:
+                raise
+            _log.warning("unusable_not_deleted", name=record.name, error=fault.message)
 
     def progress(self, uid: str, plan: IntentPlan | None) -> AccuracyProgress:
         """Return where measuring the precisions of an intent's plan stands."""
@@ -77,8 +96,20 @@ class AccuracyKeeper(Measurer[AccuracyNeed]):
         return AccuracyProgress(
             precisions=plan.unmeasured,
             job=name if running else "",
-            failure=failure.message if failure else "",
+            failure=failure.message if failure else self._spoilt(identity, plan.unmeasured),
         )
+
+    def _spoilt(self, identity: str, precisions: Sequence[str]) -> str:
+        """Return what to do about a document that answers nothing and is not ours to remove."""
+        for precision in precisions:
+            name = accuracy_map(identity, precision)
+            record = self._caches.configmaps.get(self._settings.system_namespace, name)
+            if record is not None and not _usable(record.data.get(ACCURACY_KEY, "")):
+                return (
+                    f"ConfigMap {record.namespace}/{name}, key {ACCURACY_KEY}, is no accuracy "
+                    "measurement of this release. Delete the ConfigMap to have it measured again."
+                )
+        return ""
 
     def _views(self) -> dict[str, IntentView]:
         snapshot = self._fleet.current.snapshot
