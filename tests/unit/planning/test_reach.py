@@ -21,7 +21,7 @@ NEW = an_8b(
 )
 
 
-def runs(*, tp, node="a", replicas=1, product=H100, generation=1):
+def runs(*, tp, node="a", replicas=1, product=H100, generation=1, ready=None):
     config = Config(
         product=product, cpu_model="", precision="bf16", threads=0, tensor_parallel_size=tp
     )
@@ -31,6 +31,7 @@ def runs(*, tp, node="a", replicas=1, product=H100, generation=1):
         replicas=replicas,
         nodes=((node, replicas),),
         generation=generation,
+        ready=ready,
     )
 
 
@@ -82,6 +83,23 @@ def test_a_replica_without_a_machine_keeps_no_place():
     assert [shape(found[name]) for name in ("old", "new")] == [(1, 1), (1, 1)]
 
 
+def test_a_lone_replica_that_does_not_serve_keeps_no_place():
+    """There is no outage to be feared from another configuration, and it may be what helps."""
+    down = runs(tp=2, ready=0)
+    found = plan(OLD, NEW, pools=(gpus("a", count=2),), assignments=(down,))
+    assert [shape(found[name]) for name in ("old", "new")] == [(1, 1), (1, 1)]
+
+
+def test_what_no_longer_holds_its_model_and_does_not_serve_is_planned_anew():
+    """One GPU turns out to be too small: two of the same node are planned in its place."""
+    deep = replace(OLD, model=replace(OLD.model, depth=5 * OLD.model.depth))
+    pools = (gpus("a", count=2),)
+    (down,) = plan(deep, pools=pools, assignments=(runs(tp=1, ready=0),)).values()
+    assert (down.verdict, shape(down)) == ("Planned", (2, 1))
+    (up,) = plan(deep, pools=pools, assignments=(runs(tp=1, ready=1),)).values()
+    assert shape(up) == (1, 1)
+
+
 def test_one_of_several_replicas_makes_room():
     """Fewer of the same need no room beside them."""
     busy = replace(OLD, constraints=Constraints(gpu_products=(H100,), max_replicas=2))
@@ -106,6 +124,8 @@ def test_replicas_make_room_on_their_own_product_only(count, fits):
     assert not beside.fits(int8)
     assert beside.reaches(int8, two)
     assert not beside.reaches(int8, replace(two, replicas=1))
+    assert beside.reaches(int8, replace(two, ready=2))
+    assert not beside.reaches(int8, replace(two, ready=1)), "the other one serves alone"
 
 
 def test_what_would_be_better_without_an_outage_is_told():

@@ -13,6 +13,7 @@ from tests.unit.reconcile.builders import SETTINGS, a_plan, a_record, an_observe
 from trimtab.observe.caches import Caches
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.intents import FingerprintProgress
+from trimtab.observe.loads import LoadBook
 from trimtab.observe.records import deployment
 from trimtab.planning.plan import Findings
 from trimtab.planning.policy import PlannerPolicy
@@ -22,6 +23,7 @@ from trimtab.reconcile.fleet import Planned
 from trimtab.reconcile.inferenceintent.decide import decide
 from trimtab.reconcile.inferenceintent.rollout import Rollout, in_force
 from trimtab.reconcile.sealed import ROLLOUT_ANNOTATION
+from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot
 from trimtab.reconcile.stepping import Stepper
 
 GIB = 2**30
@@ -424,3 +426,35 @@ def test_a_group_holds_its_place_once() -> None:
     step = town.step(record)
     assert step is not None
     assert (step.kind, step.mode) == ("Move", "MakeBeforeBreak")
+
+
+@pytest.mark.parametrize(("ready", "counted"), [(0, 0), (1, 1), (3, 2)])
+def test_a_snapshot_tells_how_many_replicas_serve(ready: int, counted: int) -> None:
+    """As a step counts them: a pod beyond the replicas is passing."""
+    town = Town()
+    town.runs(town.intent(), replicas=2, ready=ready)
+    surroundings = Surroundings(capabilities=ASSUMED)
+    found = fleet_snapshot(
+        town.caches, loads=LoadBook(), settings=SETTINGS, surroundings=surroundings
+    )
+    assert [one.ready for one in found.assignments] == [counted]
+
+
+@pytest.mark.parametrize(("before", "asked"), [(None, 0), (1, 0), (0, 1)])
+def test_what_serves_again_and_cannot_move_is_planned_again(before: int | None, asked: int) -> None:
+    """The plan was made while it did not serve, and promised its place to others."""
+    town = Town()
+    record = town.intent()
+    town.runs(record, threads=8)
+    town.plans(record, threads=4)
+    snapshot = town.planned.snapshot
+    assert snapshot is not None
+    (own,) = snapshot.assignments
+    own = dataclasses.replace(own, ready=before, memory_bytes=16 * GIB)
+    town.planned = dataclasses.replace(
+        town.planned, snapshot=dataclasses.replace(snapshot, assignments=(own,))
+    )
+    town.step(record)
+    town.now += 601
+    assert said(town.step(record)) == ("Keep", 1, "Lone")
+    assert town.asked == asked

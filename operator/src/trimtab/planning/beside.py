@@ -58,5 +58,7 @@ class Beside:
         """Tell whether what runs can become an option while something of it serves."""
         if option.config == running.config or self.fits(option):
             return True
-        several = sum(count for _, count in self.places(running)) > 1
-        return several and self.swaps(option, running)
+        serving = sum(count for _, count in self.places(running))
+        if running.ready is not None:
+            serving = min(running.ready, serving)
+        return serving > 1 and self.swaps(option, running)

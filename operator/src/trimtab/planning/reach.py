@@ -20,6 +20,7 @@ def reachable(cases: Sequence[Case], snapshot: FleetSnapshot, policy: PlannerPol
     """Return the cases with the options that each can change to; the others are ``beyond``.
 
     An edit is followed through an outage, and so is the loss of all machines: then nothing is kept.
+    What does not serve can have no outage: it may change to anything.
     """
     if not snapshot.assignments:
         return list(cases)
@@ -31,7 +32,7 @@ def _reached(case: Case, beside: Beside, policy: PlannerPolicy) -> Case:
     running = case.assignment
     if running is None or running.group or was_edited(case.intent, running):
         return case
-    if not beside.places(running):
+    if running.ready == 0 or not beside.places(running):
         return case
     options = [j for j in case.options if beside.reaches(j.option, running)]
     if len(options) == len(case.options):

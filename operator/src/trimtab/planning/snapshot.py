@@ -240,8 +240,9 @@ class Assignment:
     """What an intent runs now: the configuration in force, replicas by node.
 
     ``generation`` is the intent's generation that this plan was made for; ``age_seconds`` is how
-    long it has been in force; ``memory_bytes`` is what each replica requests. Members of a sharing
-    group have one assignment each, with equal ``group``: together they hold the place of one.
+    long it has been in force; ``memory_bytes`` is what each replica requests; ``ready`` is how many
+    replicas serve, None where that is not known: then all of them do. Members of a sharing group
+    have one assignment each, with equal ``group``: together they hold the place of one.
     """
 
     intent_uid: str
@@ -252,6 +253,7 @@ class Assignment:
     age_seconds: int = 0
     memory_bytes: int = 0
     group: str = ""
+    ready: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

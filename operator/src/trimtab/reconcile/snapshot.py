@@ -407,6 +407,7 @@ def _alone(
         generation=rollout.generation,
         age_seconds=ages.get(intent.uid, 0),
         memory_bytes=rollout.memory_bytes,
+        ready=min(deployment.ready_replicas, deployment.replicas),
     )
 
 

@@ -167,6 +167,9 @@ class Stepper:
         step = next_step(running, wanted, now_us=now_us, policy=self._policy)
         if step is None:
             return None
+        if step.held in ("Lone", "NoRoom") and self._gave_up(record.uid):
+            # Its place was given away while nothing of it served; now it is not left any more.
+            self._replan()
         return Candidate(
             uid=record.uid,
             priority=int(record.spec.get("priority") or 0),
@@ -273,6 +276,12 @@ class Stepper:
         running = next((a for a in here if a.intent_uid == uid and not a.group), None)
         swaps = running is not None and beside.swaps(option, running)
         return beside.rooms(option), swaps
+
+    def _gave_up(self, uid: str) -> bool:
+        """Tell whether nothing of an intent served when the plan in force was made."""
+        snapshot = self._current().snapshot
+        here = snapshot.assignments if snapshot else ()
+        return any(a.ready == 0 for a in here if a.intent_uid == uid and not a.group)
 
     def _unserved(self) -> bool:
         """Tell whether somebody is planned who has no ready replica yet."""
