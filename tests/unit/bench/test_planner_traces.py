@@ -84,8 +84,8 @@ def test_the_first_fifth_is_observed_and_the_rest_came():
 
 
 def test_variation_is_what_plans_make_of_a_gateway_s_figures():
-    """Of 250 requests a second apart plans take the smoothest gaps that they know; of 20 nothing."""
-    load = observed("t", evenly(1250), faster=1.0, requests=50, longest=400)
+    """Of 700 requests a second apart plans take the smoothest gaps that they know, at any multiple."""
+    load = observed("t", evenly(3500), faster=3.0, requests=50, longest=400)
     assert load.load.variation == Variation(gap=0.5, prompt=0.1, output=0.1)
 
 

@@ -188,3 +188,39 @@ def test_a_pause_is_no_gap():
     """After forty idle minutes a load is as even as before."""
     times = [*gamma(0.5, rate=1, seconds=600), *gamma(0.5, rate=1, seconds=500, start=3000.0)]
     assert cv_of(times) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("pause", [60, 290])
+def test_one_pause_within_the_hour_is_no_burst(pause):
+    """Poisson arrivals with one pause in the middle of five minutes are Poisson arrivals."""
+    times = [
+        *gamma(1, rate=10, seconds=1510),
+        *gamma(1, rate=10, seconds=1700, start=1510.0 + pause),
+    ]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert statistics.pstdev(gaps) / statistics.fmean(gaps) > 2
+    assert cv_of(times) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_clock_that_steps_is_no_burst():
+    """Half of an hour's arrivals come a minute late by a clock that was set once."""
+    times = [now + 60 * (now > 1650) for now in gamma(1, rate=5, seconds=3300)]
+    assert cv_of(times) == pytest.approx(1.0, abs=0.1)
+
+
+def test_one_window_of_most_requests_does_not_decide():
+    """A minute before and five minutes after them agree, so five uneven minutes between move nothing."""
+    times = [
+        *gamma(1, rate=1, seconds=55, start=240.0),
+        *gamma(4, rate=10, seconds=298, start=301.0),
+        *gamma(1, rate=2, seconds=298, start=601.0),
+    ]
+    assert cv_of(times) < 1.4
+
+
+def test_three_windows_of_ten_gaps_tell_how_uneven_requests_are():
+    """Two of them, or a third with nine gaps, tell nothing."""
+    times = [float(now) for now in range(0, 900, 20)]
+    assert cv_of(times[:30]) is None
+    assert cv_of(times[:39]) is None
+    assert cv_of(times[:40]) == pytest.approx(0.0, abs=1e-9)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,3 +142,30 @@ def test_bursts_are_told_once_and_survive_a_restart() -> None:
     again.restore("u", found)
     assert not take(again, seen)
     assert again.of("u") == found
+
+
+def test_an_edit_of_the_declared_load_keeps_how_uneven_requests_are() -> None:
+    """The gateways' hour says the same as before: the edited load is planned with it, and once."""
+    book = LoadBook()
+    bursts = ObservedVariation(gap=Sample(3.0, 3600))
+    take(book, some_traffic(1.0, seconds=3600), variation=bursts)
+    two = replace(DECLARED, requests_per_second=2.0)
+    for _ in range(2):
+        book.edited("u", now=3600.0)
+        assert book.of("u") is None
+        assert book.planned("u", declared=two) == replace(two, variation=Variation(gap=3.0))
+        seen = some_traffic(1.0, seconds=3610)
+        assert not take(book, seen, declared=two, variation=bursts)
+    assert book.planned("u", declared=None) is None
+    even = ObservedVariation(gap=Sample(1.0, 3600))
+    assert take(book, some_traffic(1.0, seconds=3620), declared=two, variation=even)
+    assert book.planned("u", declared=two) == two
+
+
+def test_a_restart_goes_on_with_how_uneven_an_edited_load_was_planned() -> None:
+    """A declared load has no figure of its own for it."""
+    book = LoadBook()
+    book.restore("u", None, variation=Variation(gap=3.0))
+    assert book.of("u") is None
+    assert book.planned("u", declared=DECLARED) == replace(DECLARED, variation=Variation(gap=3.0))
+    assert book.planned("v", declared=DECLARED) == DECLARED

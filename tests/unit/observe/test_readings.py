@@ -198,22 +198,44 @@ def test_a_node_changes_with_its_capacity_not_with_its_heart_beat() -> None:
     assert node(a_node(1, "2", "x")).fingerprint != node(a_node(2, "3", "x")).fingerprint
 
 
+def counted(requests: int, *, gap_cv: object) -> dict[str, Any]:
+    """Return what a replica says that got so many requests."""
+    return a_document(counts=[[990, requests, 0, 0, 0]], gap_cv=gap_cv)
+
+
 def test_gap_variation_of_a_shared_stream_is_that_of_its_parts_together() -> None:
     """Half of a stream of CV 4 looks like one of CV 2.9 to each of two gateways."""
     half = (1 + 0.5 * (4.0**2 - 1)) ** 0.5
-    seen = merge([a_document(gap_cv=half), a_document(gap_cv=half)])["team/chat"].variation
+    documents = [counted(300, gap_cv=half), counted(310, gap_cv=half)]
+    seen = merge(documents)["team/chat"].variation
     assert seen.gap is not None
     assert seen.gap.cv == pytest.approx(4.0)
-    assert seen.gap.count == 19
-    one = merge([a_document(gap_cv=3.0), a_document(gap_cv=None)])["team/chat"].variation
-    assert one.gap is not None
-    assert one.gap.cv == pytest.approx(3.0)
+    assert seen.gap.count == 300
+
+
+def test_a_quiet_replica_says_nothing_of_gaps() -> None:
+    """One that has three requests is no more than chance; what the busy one says holds."""
+    documents = [counted(1000, gap_cv=1.0), counted(3, gap_cv=100.0)]
+    seen = merge(documents)["team/chat"].variation
+    assert seen.gap is not None
+    assert seen.gap.cv == pytest.approx(1.0)
+    assert seen.gap.count == 1000
+    assert merge([counted(99, gap_cv=3.0)] * 5)["team/chat"].variation.gap is None
+
+
+def test_a_replica_that_is_left_out_is_made_up_for() -> None:
+    """Nine tenths of a stream of CV 4 tell of all of it, if the last tenth cannot be read."""
+    most = (1 + 0.9 * (4.0**2 - 1)) ** 0.5
+    for left_out in (counted(100, gap_cv=None), counted(100, gap_cv="many")):
+        seen = merge([counted(900, gap_cv=most), left_out])["team/chat"].variation
+        assert seen.gap is not None
+        assert seen.gap.cv == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("gap_cv", [None, "many", True])
 def test_gaps_that_nobody_can_read_are_unknown(gap_cv: object) -> None:
     """Too few requests, or nonsense: nothing is planned from it."""
-    seen = merge([a_document(gap_cv=gap_cv)])["team/chat"].variation
+    seen = merge([counted(1000, gap_cv=gap_cv)])["team/chat"].variation
     assert seen.gap is None
     assert seen.prompt is not None
     assert seen.prompt.cv == 0

@@ -99,7 +99,7 @@ def observed(
             prompt=max(1, round(statistics.fmean(prompts))),
             output=max(1, round(statistics.fmean(outputs))),
             assumed=False,
-            variation=_variation(before, faster=faster),
+            variation=_variation(before),
         ),
         counts=_counts(before),
         arrivals=tuple(replace(a, at_us=(a.at_us - begin) / faster) for a in after),
@@ -118,11 +118,14 @@ def _cut(arrival: Arrival, longest: int) -> Arrival:
     return replace(arrival, prompt=min(arrival.prompt, longest - output), output=output)
 
 
-def _variation(arrivals: Sequence[Arrival], *, faster: float) -> Variation:
-    """Return what plans make of what a gateway that sees these requests says."""
+def _variation(arrivals: Sequence[Arrival]) -> Variation:
+    """Return what plans make of what a gateway says that sees these requests at their own rate.
+
+    A multiple of it varies as much, but would leave too few windows of five minutes to tell.
+    """
     gateway, now = Observed(), 0.0
     for arrival in arrivals:
-        now = arrival.at_us / 1e6 / faster
+        now = arrival.at_us / 1e6
         gateway.arrived(_NAME, now=now)
         outcome = Outcome(failed=False, prompt_tokens=arrival.prompt, output_tokens=arrival.output)
         gateway.ended(_NAME, outcome, now=now)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from trimtab.planning.load_history import LoadHistory, added, join, read
 from trimtab.planning.observed_load import busy_load, next_load
 from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.triggers import MissWatch
-from trimtab.planning.variation import NOTHING_SEEN, ObservedVariation
+from trimtab.planning.variation import NOTHING_SEEN, POISSON, ObservedVariation, Variation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,6 +26,8 @@ class _Held:
     from_seconds: int = 0
     """What was counted before is not looked at: the declared load was edited then."""
     load: Load | None = None
+    variation: Variation = POISSON
+    """What the declared load is planned with: an edit of it says nothing of gaps and lengths."""
     busy: Load | None = None
     missed: MissWatch = field(default_factory=MissWatch)
     told: bool = False
@@ -49,6 +51,11 @@ class LoadBook:
         held = self._held.get(uid)
         return held.load if held else None
 
+    def planned(self, uid: str, *, declared: Load | None) -> Load | None:
+        """Return the load to plan for: the observed one or else the declared one, as uneven as known."""
+        held = self._held.get(uid)
+        return self.of(uid) or (_varied(declared, held.variation) if held else declared)
+
     def busy(self, uid: str) -> Load | None:
         """Return the load that fewer replicas would have to carry; None while unknown."""
         held = self._held.get(uid)
@@ -61,10 +68,11 @@ class LoadBook:
             now_us=round(now * _MICROSECONDS), policy=self._policy
         )
 
-    def restore(self, uid: str, load: Load | None) -> None:
-        """Take up again what was planned for before a restart."""
-        if load is not None:
-            self._held.setdefault(uid, _Held()).load = load
+    def restore(self, uid: str, load: Load | None, *, variation: Variation = POISSON) -> None:
+        """Take up again what was planned for before a restart: an observed load, or how uneven one is."""
+        if load is not None or variation != POISSON:
+            held = self._held.setdefault(uid, _Held())
+            held.load, held.variation = load or held.load, variation
 
     def history(self, uid: str) -> LoadHistory:
         """Return what arrived, as far as it is known."""
@@ -80,11 +88,15 @@ class LoadBook:
     def edited(self, uid: str, *, now: float) -> None:
         """Begin anew: the declared load was edited, so it holds until it is observed again.
 
+        How uneven requests are stays: the gateways' hour says the same as before.
+
         Args:
             uid: Of the intent.
             now: Seconds since the epoch.
         """
-        self._held[uid] = _Held(from_seconds=int(now))
+        held = self._held.get(uid, _Held())
+        kept = held.variation if held.load is None else held.load.variation
+        self._held[uid] = _Held(from_seconds=int(now), variation=kept)
 
     def forget(self, uid: str) -> None:
         """Drop an intent that is gone."""
@@ -121,6 +133,7 @@ class LoadBook:
         """
         held = self._held.setdefault(uid, _Held())
         before = held.load, held.busy
+        declared = _varied(declared, held.variation)
         held.history = join(held.history, _since(seen, held.from_seconds))
         held.load = next_load(
             held.history,
@@ -143,6 +156,10 @@ class LoadBook:
             else None
         )
         return before != (held.load, held.busy)
+
+
+def _varied(load: Load | None, variation: Variation) -> Load | None:
+    return None if load is None else replace(load, variation=variation)
 
 
 def seen_by(documents: Iterable[Mapping[str, Any]], intent: str, *, now: float) -> LoadHistory:

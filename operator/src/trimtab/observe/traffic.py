@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.variation import NOTHING_SEEN, ObservedVariation, Sample
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ WINDOW_SECONDS: Final = 300.0
 FEWEST_REQUESTS: Final = 50
 _BUCKET_SECONDS: Final = 10.0
 _FEWEST: Final = 2
+_FEWEST_TELLING: Final = PlannerPolicy().observed_requests // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,25 +88,31 @@ def _merged(entries: list[tuple[float, Mapping[str, Any]]]) -> Traffic:
         tpot_ms=tuple(sorted(tpot)),
         overhead_ms=max(overheads) if overheads else None,
         variation=ObservedVariation(
-            gap=_gaps([entry for _, entry in entries], requests=hour),
+            gap=_gaps([entry for _, entry in entries]),
             prompt=_lengths([entry.get("prompt") for _, entry in entries]),
             output=_lengths([entry.get("output") for _, entry in entries]),
         ),
     )
 
 
-def _gaps(entries: Sequence[Mapping[str, Any]], *, requests: int) -> Sample | None:
-    """Return the gaps' variation of all replicas' requests together.
+def _gaps(entries: Sequence[Mapping[str, Any]]) -> Sample | None:
+    """Return the gaps' variation of all replicas' requests together, of as many as the quietest tells of.
 
     Each replica gets a random part of one stream. Of gaps with a squared CV of C² a share p then has
-    1 + p·(C² - 1): so what all see beyond Poisson's 1 adds up to what there is.
+    1 + p·(C² - 1): so what all see beyond Poisson's 1 adds up to what there is. A replica that has seen
+    little is left out: what it says is chance, and its share is missing from that sum.
     """
-    told = [entry.get("gap_cv") for entry in entries]
-    seen = [cv for cv in told if isinstance(cv, int | float) and not isinstance(cv, bool)]
+    counted = [sum(int(row[1]) for row in entry.get("counts") or ()) for entry in entries]
+    seen = [
+        (float(cv), requests)
+        for cv, requests in zip((entry.get("gap_cv") for entry in entries), counted, strict=True)
+        if isinstance(cv, int | float) and not isinstance(cv, bool) and requests >= _FEWEST_TELLING
+    ]
     if not seen:
         return None
-    squared = 1 + sum(cv * cv - 1 for cv in seen)
-    return Sample(math.sqrt(max(0.0, squared)), requests // len(entries))
+    share = sum(requests for _, requests in seen) / sum(counted)
+    squared = 1 + sum(cv * cv - 1 for cv, _ in seen) / share
+    return Sample(math.sqrt(max(0.0, squared)), min(requests for _, requests in seen))
 
 
 def _lengths(moments: Sequence[Mapping[str, float] | None]) -> Sample | None:

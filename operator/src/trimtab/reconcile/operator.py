@@ -41,7 +41,7 @@ from trimtab.reconcile.pacing import Outcome
 from trimtab.reconcile.periodic import Periodic
 from trimtab.reconcile.plan_changes import KINDS, plan_changes
 from trimtab.reconcile.routes import RoutesKeeper
-from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, planned_load
+from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, planned_load, planned_variation
 from trimtab.reconcile.stepping import STEPS_SECONDS, Stepper
 from trimtab.reconcile.sweep import SWEEP_SECONDS, Sweeper
 from trimtab.reconcile.unused import KINDS as PRUNED_KINDS
@@ -336,7 +336,9 @@ class Operator:
             objects={name: len(cache) for name, cache in self.caches.by_plural().items()},
         )
         for record in self.caches.inferenceintents:
-            self.world.loads.restore(record.uid, planned_load(record))
+            self.world.loads.restore(
+                record.uid, planned_load(record), variation=planned_variation(record)
+            )
         recall_all(self._loads.recall, self._anchors.recall)
         try:
             async with asyncio.timeout(_FIRST_READ_SECONDS):

@@ -161,11 +161,20 @@ def planned_load(record: IntentRecord) -> Load | None:
         requests_per_second=float(load.get("requestsPerSecond") or 0),
         prompt_tokens=int(load.get("promptTokens") or 1),
         output_tokens=int(load["outputTokens"]),
-        variation=Variation(
-            gap=float(load.get("gapVariation") or 1),
-            prompt=float(load.get("promptVariation") or 1),
-            output=float(load.get("outputVariation") or 1),
-        ),
+        variation=planned_variation(record),
+    )
+
+
+def planned_variation(record: IntentRecord) -> Variation:
+    """Return how uneven the requests are that the present status was planned for.
+
+    An edit since then says nothing of it.
+    """
+    load = (record.status.get("plan") or {}).get("load") or {}
+    return Variation(
+        gap=float(load.get("gapVariation") or 1),
+        prompt=float(load.get("promptVariation") or 1),
+        output=float(load.get("outputVariation") or 1),
     )
 
 
@@ -187,7 +196,7 @@ def _view(
     if facts is None:
         # Nothing can be planned for it, and it should not make other intents' snapshots differ.
         return None
-    load = loads.of(record.uid) or declared_load(intent)
+    load = loads.planned(record.uid, declared=declared_load(intent))
     model = _with_losses(record, intent, facts.model, caches, settings=settings)
     view = replace(
         intent_view(record, intent, model=model, load=load), busy_load=loads.busy(record.uid)

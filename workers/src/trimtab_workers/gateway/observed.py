@@ -2,13 +2,15 @@
 
 Pure, the clock is an argument. `Observed.document` is `GET /-/observed`
 (docs/design/20261123-contracts.md, section 7): counts of 10 s for one hour, the coefficient of
-variation of the gaps between arrivals at the rate of their five minutes, moments of prompt and output lengths that the operator
-can merge across replicas, raw TTFT and TPOT samples of five minutes, the gateway's own overhead.
+variation of the gaps between arrivals, the median over windows of five minutes, moments of prompt
+and output lengths that the operator can merge across replicas, raw TTFT and TPOT samples of five minutes, the gateway's own overhead.
 Everything is bounded, whatever the load.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -24,11 +26,11 @@ SAMPLE_SECONDS: Final = 300.0
 SAMPLES: Final = 512
 POD_SAMPLES: Final = 200
 GAP_WINDOW_SECONDS: Final = 300
-_FEWEST_GAPS: Final = 2
+_FEWEST_GAPS: Final = 10
+_FEWEST_WINDOWS: Final = 3
 # Arrivals that a clock hardly tells apart; their square is no number.
 _SHORTEST_SECONDS: Final = 1e-9
 _MOST_CV: Final = 100.0
-_HALVINGS: Final = 50
 
 
 @dataclass(slots=True)
@@ -230,17 +232,22 @@ def _windows(buckets: Iterable[_Bucket]) -> list[Moments]:
 def _variation(windows: list[Moments]) -> float | None:
     """Return standard deviation ÷ mean of the gaps: 1 for Poisson arrivals, None if unknown.
 
-    Few gaps show too little of a wide law. Of n Gamma gaps with CV² = C the sample's squared CV is
-    n·C/(n + C) on average (their mean and their CV are independent), so C is what explains all windows.
+    The median over requests: a client's pause, a redeploy or a clock's step makes one window uneven.
     """
-    if not windows:
+    if len(windows) < _FEWEST_WINDOWS:
         return None
-    seen = sum(gaps.m2 / gaps.mean**2 for gaps in windows)
-    low, high = 0.0, _MOST_CV**2
-    for _ in range(_HALVINGS):
-        squared = (low + high) / 2
-        if sum((g.n - 1) * g.n * squared / (g.n + squared) for g in windows) < seen:
-            low = squared
-        else:
-            high = squared
-    return math.sqrt(low)
+    # With no more weight than the median window no window outweighs the others together.
+    most = median(gaps.n for gaps in windows)
+    weighted = sorted((_squared(gaps), min(gaps.n, most)) for gaps in windows)
+    upto = list(itertools.accumulate(weight for _, weight in weighted))
+    return math.sqrt(weighted[bisect.bisect_left(upto, upto[-1] / 2)][0])
+
+
+def _squared(gaps: Moments) -> float:
+    """Return the squared CV of the law that a window's gaps are of.
+
+    Few gaps show too little of a wide law: of n Gamma gaps with CV² = C the sample's squared CV is
+    n·C/(n + C) on average (their mean and their CV are independent).
+    """
+    seen = gaps.m2 / gaps.mean**2 / (gaps.n - 1)
+    return min(_MOST_CV**2, gaps.n * seen / max(_SHORTEST_SECONDS, gaps.n - seen))

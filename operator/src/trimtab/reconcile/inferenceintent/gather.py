@@ -206,7 +206,7 @@ def _load(
     observed = world.loads.of(record.uid)
     if observed is not None:
         return observed, "Observed"
-    declared = declared_load(intent)
+    declared = world.loads.planned(record.uid, declared=declared_load(intent))
     return declared, "Declared" if declared is not None else "Assumed"
 
 
