@@ -113,7 +113,7 @@ def test_people_get_tables_with_counts(files, capsys):
 def test_pools_show_cold_starts_and_idle_pods(files, capsys):
     """With arrivals every request is answered, and what idle pods hold is counted apart."""
     options = [*files, "--policies", "trimtab-4-sizes,best-static", "--requests", "120"]
-    options += ["--seeds", "1", "--pool-load", "1.5"]
+    options += ["--seeds", "1", "--pool-load", "1.5", "--warm-up", "0"]
     found = document(capsys, options)["pools"]["square"]
     assert 1 < found["trimtab-4-sizes"]["requests"] == found["best-static"]["requests"]
     assert found["trimtab-4-sizes"]["starts"] > 0
@@ -128,6 +128,7 @@ def test_pools_show_cold_starts_and_idle_pods(files, capsys):
         (["--machine", "z9"], "--machine from c5, m5"),
         (["--policies", "magic"], "no such policy"),
         (["--seeds", "0"], "--seeds is 0"),
+        (["--requests", "300", "--warm-up", "300"], "--warm-up 300 leaves none"),
         (["--deadline-factor", "0"], "--deadline-factor must be positive"),
         (["--classes", "x"], "--classes x"),
         (["--classes", "333"], "CPU classes 333"),
@@ -144,8 +145,10 @@ def test_what_cannot_be_done_is_said(files, capsys, options, words):
     ("text", "words"),
     [
         ("function,input\nf,1", "has no column memory_mib"),
-        (f"{HEADER}\nf,1,128,x,m5.large,1.0,200", "line 2: invalid literal"),
+        (f"{HEADER}\nf,1,128,x,m5.large,1.0,200", "line 2: cpu_millis is 'x'"),
         (f"{HEADER}\nf,1,128,250,m5.large,0,200", "must be positive"),
+        (f"{HEADER}\nf,1,128,250,m5.large,,200", "line 2: seconds is ''"),
+        (f"{HEADER}\nf,1,128.5,250,m5.large,1,200", "line 2: memory_mib is '128.5'"),
         (HEADER, "holds no run"),
         (f"{HEADER}\nf,1,128,250,m5.large,1,200", "No input ran at"),
     ],

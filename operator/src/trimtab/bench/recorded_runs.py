@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from trimtab.cli.columns import Columns, cell, number
 from trimtab.cli.output import CommandError
 from trimtab.cli.traces import read_rows
 from trimtab.rightsizing.simulate import Function, Recorded
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    from trimtab.cli.traces import Row
+
 _COLUMNS: Final = (
     "function",
     "input",
@@ -33,6 +36,7 @@ _COLUMNS: Final = (
     "seconds",
     "http_status",
 )
+_MAY_BE_BLANK: Final = frozenset({"seconds", "http_status"})
 _SUCCESS: Final = 200
 _LEAST_CLASSES: Final = 6
 _REFERENCE_M: Final = 1000
@@ -53,14 +57,6 @@ class Run:
     good: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """Features of one input: numbers by name, and `name=value` categories."""
-
-    numbers: Mapping[str, float]
-    categories: tuple[str, ...] = ()
-
-
 def read_runs(path: Path) -> list[Run]:
     """Read recorded runs.
 
@@ -70,38 +66,64 @@ def read_runs(path: Path) -> list[Run]:
     found = []
     for line, row in read_rows(path):
         where = f"{path} line {line}"
-        missing = [name for name in _COLUMNS if row.get(name) is None]
+        missing = [
+            name
+            for name in _COLUMNS
+            if name not in row or (row[name] is None and name not in _MAY_BE_BLANK)
+        ]
         if missing:
             raise CommandError(
                 f"{where} has no column {', '.join(missing)}. Name the columns {', '.join(_COLUMNS)}."
             )
-        try:
-            run = Run(
-                function=row["function"],
-                input=row["input"],
-                mem_mib=int(row["memory_mib"]),
-                cpu_m=int(row["cpu_millis"]),
-                machine=row["instance_type"],
-                seconds=float(row["seconds"]),
-                good=int(row["http_status"]) == _SUCCESS,
-            )
-        except ValueError as error:
-            raise CommandError(f"{where}: {error}. Write numbers in its number columns.") from error
-        if run.cpu_m < 1 or run.mem_mib < 1 or not 0 < run.seconds < math.inf:
-            raise CommandError(
-                f"{where} has cpu_millis {run.cpu_m}, memory_mib {run.mem_mib} and seconds "
-                f"{run.seconds}. All must be positive and finite; correct the row or remove it."
-            )
-        found.append(run)
+        found.append(_run(row, where=where))
     if not found:
         raise CommandError(f"{path} holds no run. Give a file with at least one row.")
     return found
 
 
-def read_features(path: Path) -> dict[str, Known]:
-    """Read features by input: every other column is a number, or a category if one value is no number.
+def _run(row: Row, *, where: str) -> Run:
+    status = cell(row["http_status"])
+    good = bool(status) and _whole(status, "http_status", where=where) == _SUCCESS
+    run = Run(
+        function=cell(row["function"]),
+        input=cell(row["input"]),
+        mem_mib=_whole(row["memory_mib"], "memory_mib", where=where),
+        cpu_m=_whole(row["cpu_millis"], "cpu_millis", where=where),
+        machine=cell(row["instance_type"]),
+        seconds=_seconds(row["seconds"], where=where) if good else math.nan,
+        good=good,
+    )
+    if run.cpu_m < 1 or run.mem_mib < 1 or (good and not 0 < run.seconds < math.inf):
+        raise CommandError(
+            f"{where} has cpu_millis {run.cpu_m}, memory_mib {run.mem_mib} and seconds "
+            f"{run.seconds}. All must be positive and finite; correct the row or remove it."
+        )
+    return run
 
-    Width and height become pixels.
+
+def _whole(value: object, name: str, *, where: str) -> int:
+    text = cell(value)
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not found.is_integer():
+        raise CommandError(f"{where}: {name} is {text!r}, which is no whole number. Correct it.")
+    return int(found)
+
+
+def _seconds(value: object, *, where: str) -> float:
+    try:
+        return float(cell(value))
+    except ValueError as error:
+        raise CommandError(
+            f"{where}: seconds is {cell(value)!r}, which is no number. Write the seconds of a run that "
+            "answered 200."
+        ) from error
+
+
+def read_features(path: Path) -> dict[tuple[str, str], Row]:
+    """Read the rows of features by function and input; without a column `function`, by ("", input).
 
     Raises:
         CommandError: The file has no column `input`.
@@ -109,24 +131,7 @@ def read_features(path: Path) -> dict[str, Known]:
     rows = [row for _, row in read_rows(path)]
     if any(row.get("input") is None for row in rows):
         raise CommandError(f"{path} has no column input. Name each row's input as the runs do.")
-    columns = [name for name in (rows[0] if rows else {}) if name not in {"input", "function"}]
-    numeric = [name for name in columns if all(_number(row[name]) is not None for row in rows)]
-    found = {}
-    for row in rows:
-        numbers = {name: _number(row[name]) or 0.0 for name in numeric}
-        if {"width", "height"} <= numbers.keys() and "pixels" not in numbers:
-            numbers["pixels"] = numbers.pop("width") * numbers.pop("height")
-        categories = tuple(f"{name}={row[name]}" for name in columns if name not in numeric)
-        found[row["input"]] = Known(numbers=numbers, categories=categories)
-    return found
-
-
-def _number(text: object) -> float | None:
-    try:
-        value = float(str(text))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return {(cell(row.get("function")), cell(row["input"])): row for row in rows}
 
 
 def machines(runs: Sequence[Run], *, family: str, classes: Sequence[int]) -> dict[int, str]:
@@ -153,13 +158,13 @@ def functions(
     *,
     family: str,
     classes: Sequence[int],
-    known: Mapping[str, Known],
+    known: Mapping[tuple[str, str], Row],
     synthetic: Collection[str],
 ) -> list[Function]:
     """Return the functions with their inputs that ran at six classes or more; deadlines are 0.
 
-    An input without a row in the features file whose name is a number has that number as its feature.
-    Functions named in `synthetic` get theirs from `with_synthetic`.
+    A function of which no input has a row in the features file has its inputs' names as features, where
+    they are numbers; otherwise an input without a row lacks its features. Functions named in `synthetic` get theirs from `with_synthetic`.
 
     Raises:
         CommandError: A function has no usable input, or an input no features.
@@ -182,9 +187,7 @@ def functions(
         found[function].append(
             Recorded(
                 name=name,
-                features=Features(numbers=())
-                if function in synthetic
-                else _features(function, name, known),
+                features=Features(numbers=()),
                 seconds={cpu: tuple(sorted(times)) for cpu, times in times_of.items()},
                 floor_mib=floors[function, name],
             )
@@ -197,7 +200,7 @@ def functions(
     return [
         Function(
             name=name,
-            inputs=tuple(inputs),
+            inputs=tuple(inputs if name in synthetic else _with_features(name, inputs, known)),
             ladder=_ladder(inputs, classes=tuple(sorted(at))),
             deadlines=(0.0,) * len(inputs),
         )
@@ -205,17 +208,38 @@ def functions(
     ]
 
 
-def _features(function: str, name: str, known: Mapping[str, Known]) -> Features:
-    found = known.get(name)
+def _with_features(
+    function: str, inputs: Sequence[Recorded], known: Mapping[tuple[str, str], Row]
+) -> list[Recorded]:
+    """Return a function's inputs with their features; what is a number is decided over them alone.
+
+    Width and height become pixels.
+    """
+    rows = {one.name: known.get((function, one.name), known.get(("", one.name))) for one in inputs}
+    columns = Columns.of([row for row in rows.values() if row], but=("input", "function"))
+    if not (columns.numbers or columns.categories):
+        return [replace(one, features=_by_name(function, one.name)) for one in inputs]
+    return [
+        replace(one, features=_with_pixels(columns, columns.features(rows[one.name])))
+        for one in inputs
+    ]
+
+
+def _with_pixels(columns: Columns, features: Features) -> Features:
+    named = dict(zip(columns.numbers, features.numbers, strict=True))
+    if {"width", "height"} <= named.keys() and "pixels" not in named:
+        named["pixels"] = named.pop("width") * named.pop("height")
+    return replace(features, numbers=tuple(named.values()))
+
+
+def _by_name(function: str, name: str) -> Features:
+    found = number(name)
     if found is None:
-        number = _number(name)
-        if number is None:
-            raise CommandError(
-                f"Input {name} of function {function} has no features. Give it a row in --features, or "
-                f"name the function in --synthetic-feature {function}."
-            )
-        return Features(numbers=(number,))
-    return Features(numbers=tuple(found.numbers.values()), categories=found.categories)
+        raise CommandError(
+            f"Input {name} of function {function} has no features. Give it a row in --features, or "
+            f"name the function in --synthetic-feature {function}."
+        )
+    return Features(numbers=(found,))
 
 
 def _ladder(inputs: Sequence[Recorded], *, classes: tuple[int, ...]) -> Ladder:

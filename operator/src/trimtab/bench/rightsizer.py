@@ -223,6 +223,11 @@ def _functions(given: argparse.Namespace) -> list[Function]:
             raise CommandError(
                 f"--{name.replace('_', '-')} is {getattr(given, name)}: at least {low}."
             )
+    if given.warm_up >= given.requests:
+        raise CommandError(
+            f"--warm-up {given.warm_up} leaves none of --requests {given.requests} to report. Write a "
+            "smaller --warm-up."
+        )
     if not given.deadline_factor > 0 or not given.sigma >= 0:
         raise CommandError("--deadline-factor must be positive, and --sigma not negative.")
     try:

@@ -125,7 +125,7 @@ def figures(seeds: Sequence[Answers], *, warm_up: int) -> JSON:
     return {
         "requests": requests,
         "late": int(sum(part.sum() for part in late)),
-        "violations_percent": percent(_mean(np.concatenate(late)) or 0.0),
+        "violations_percent": _share(_mean(np.concatenate(late))),
         "by_cause": {str(cause): causes.get(cause, 0) for cause in Cause},
         "mean_vcpu": _rounded(_mean(np.concatenate(vcpu))),
         "mean_vcpu_seconds": _rounded(

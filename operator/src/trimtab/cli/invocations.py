@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from trimtab.cli.columns import Columns, number
 from trimtab.cli.output import CommandError
 from trimtab.cli.traces import read_rows
-from trimtab.rightsizing.types import Features, Outcome, PeakKind, Size, Usage
+from trimtab.rightsizing.types import Outcome, PeakKind, Size, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from trimtab.rightsizing.types import Features
 
 _NEEDED: Final = ("cpu_seconds", "wall_seconds", "peak_memory_mib", "cpu_millis", "memory_mib")
 _OPTIONAL: Final = ("throttled_seconds", "status")
@@ -47,7 +49,8 @@ def read_invocations(path: Path) -> Recording:
     """Read a CSV or JSON lines file with a row per invocation.
 
     Every column beyond cpu_seconds, wall_seconds, peak_memory_mib, cpu_millis, memory_mib,
-    throttled_seconds and status is a feature: a number, or a category if one value is no number.
+    throttled_seconds and status is a feature: a number, or a category if one value is no number. A row
+    whose number is blank, not finite or negative lacks that feature.
 
     Raises:
         CommandError: The file or a value in it cannot be used; names line, column and remedy.
@@ -55,22 +58,17 @@ def read_invocations(path: Path) -> Recording:
     rows = read_rows(path)
     if not rows:
         raise CommandError(f"{path} holds no invocation. Give a file with at least one row.")
-    columns = [name for name in rows[0][1] if name not in {*_NEEDED, *_OPTIONAL}]
-    numeric = [
-        name for name in columns if all(_feature(row.get(name)) is not None for _, row in rows)
-    ]
-    others = [name for name in columns if name not in numeric]
-    if not columns:
+    columns = Columns.of([row for _, row in rows], but=(*_NEEDED, *_OPTIONAL))
+    if not (columns.numbers or columns.categories):
         raise CommandError(
             f"{path} has no column beyond {', '.join(_NEEDED)}. Add what is known of each input before it "
             "runs, such as its bytes."
         )
     return Recording(
-        numbers=tuple(numeric),
-        categories=bool(others),
+        numbers=columns.numbers,
+        categories=bool(columns.categories),
         invocations=tuple(
-            _invocation(row, numeric=numeric, others=others, where=f"{path} line {line}")
-            for line, row in rows
+            _invocation(row, columns=columns, where=f"{path} line {line}") for line, row in rows
         ),
     )
 
@@ -78,8 +76,7 @@ def read_invocations(path: Path) -> Recording:
 def _invocation(
     row: Mapping[str, Any],  # any: CSV or JSON
     *,
-    numeric: list[str],
-    others: list[str],
+    columns: Columns,
     where: str,
 ) -> Invocation:
     values = {name: _positive(row.get(name), name, where=where) for name in _NEEDED}
@@ -98,10 +95,7 @@ def _invocation(
     )
     status = row.get("status")
     return Invocation(
-        features=Features(
-            numbers=tuple(_feature(row[name]) or 0.0 for name in numeric),
-            categories=tuple(sorted(f"{name}={row.get(name)}" for name in others)),
-        ),
+        features=columns.features(row),
         usage=Usage(
             cpu_s=cpu_s,
             wall_s=wall_s,
@@ -119,19 +113,9 @@ def _invocation(
 
 
 def _positive(value: object, name: str, *, where: str) -> float:
-    found = _feature(value)
+    found = number(value)
     if found is None:
         raise CommandError(
             f"{where}: {name} is {value!r}. Write a finite number that is not negative."
         )
     return found
-
-
-def _feature(value: object) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        found = float(str(value))
-    except ValueError:
-        return None
-    return found if math.isfinite(found) and found >= 0 else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import math
+import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -88,14 +90,15 @@ def read_rows(path: Path) -> list[tuple[int, Row]]:
         raise CommandError(f"{path} is no .jsonl or .csv file (.gz may follow). Give one of these.")
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise CommandError(f"{path} cannot be read: {error}.") from error
-    return list(_json_lines(path, text) if kind == ".jsonl" else _csv_lines(text))
+    return list(_json_lines(path, text) if kind == ".jsonl" else _csv_lines(path, text))
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # str.splitlines would also split at separators that JSON allows inside a string, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -107,10 +110,16 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _csv_lines(text: str) -> Iterator[tuple[int, Row]]:
-    reader = csv.DictReader(text.splitlines())
-    for row in reader:
-        yield reader.line_num, dict(row)
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            # Under None DictReader keeps the fields beyond the header.
+            yield reader.line_num, {name: row[name] for name in row if name is not None}
+    except csv.Error as error:
+        raise CommandError(
+            f"{path} line {reader.line_num + 1} is no CSV: {error}. Correct it."
+        ) from error
 
 
 def _named(row: Mapping[str, Any], names: tuple[str, ...], *, where: str) -> tuple[str, Any]:

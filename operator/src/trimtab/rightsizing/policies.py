@@ -115,6 +115,8 @@ class Regression:
 
     def decide(self, asked: Asked) -> tuple[Size, str]:
         """Return the class above the regression's need."""
+        if asked.features.missing is not None:
+            return self._ladder.default, f"default:{Gate.FEATURE_MISSING}"
         if self._fit is None:
             return self._ladder.default, f"default:{Gate.WARMING_UP}"
         weights, residuals = self._fit
@@ -125,8 +127,10 @@ class Regression:
         return Size(cpu, ladder.mem_mib[smallest_class(ladder.mem_mib, _MARGIN * peak)]), "learned"
 
     def observe(self, asked: Asked, usage: Usage, outcome: Outcome) -> None:
-        """Fit again."""
+        """Fit again; an input that lacks a feature teaches nothing."""
         del outcome
+        if asked.features.missing is not None:
+            return
         work = split(usage, width_seen=self._ladder.cpu_m[-1] / 1000)
         self._rows.append((self._inputs(asked), work.cpu_s, usage.peak_anon_mib, asked.budget_s))
         self._seen += 1

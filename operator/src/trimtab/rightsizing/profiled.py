@@ -72,7 +72,9 @@ def parrotfish_like(function: Function, *, random: np.random.Generator) -> Profi
     its two-dimensional mode divides cost by CPU + memory to get time, here real time is constrained.
     """
     lab = Lab(function=function, random=random)
-    order = sorted(range(len(function.inputs)), key=lambda i: function.inputs[i].features.numbers)
+    every = range(len(function.inputs))
+    known = [i for i in every if function.inputs[i].features.missing is None]
+    order = sorted(known or every, key=lambda i: function.inputs[i].features.numbers)
     payloads = (order[len(order) // 2], order[-1])
     mem = _least_memory(lab, payloads)
     found: list[tuple[bool, float, int]] = []

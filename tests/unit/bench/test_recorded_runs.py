@@ -1,0 +1,116 @@
+"""Recorded runs and features as people write them: what is a number is decided function by function."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.unit.rightsizing.sizing_builders import a_function, a_usage, an_input
+from trimtab.bench import recorded_runs, sizing_figures
+from trimtab.rightsizing import policies, profiled
+from trimtab.rightsizing.simulate import Asked, replay
+from trimtab.rightsizing.types import Outcome
+
+HEADER = "function,input,memory_mib,cpu_millis,instance_type,seconds,http_status"
+CLASSES = (250, 500, 750, 1000, 1250, 1500, 1750, 2000)
+
+
+def read(tmp_path, inputs, features=None):
+    """Return the functions of runs at every class, by name; `inputs` are pairs of function and input."""
+    runs = tmp_path / "runs.csv"
+    lines = [f"{f},{i},128,{cpu},m5.large,1.0,200" for f, i in inputs for cpu in CLASSES]
+    runs.write_text("\n".join([HEADER, *lines]))
+    known = {}
+    if features is not None:
+        (tmp_path / "features.csv").write_text(features)
+        known = recorded_runs.read_features(tmp_path / "features.csv")
+    found = recorded_runs.functions(
+        recorded_runs.read_runs(runs), family="m5", classes=CLASSES, known=known, synthetic=()
+    )
+    return {function.name: function for function in found}
+
+
+def features_of(function):
+    """Return each input's features by its name."""
+    return {one.name: one.features for one in function.inputs}
+
+
+def test_another_function_s_column_makes_no_category(tmp_path):
+    """A word in one function's rows leaves the column a number for the other."""
+    found = read(
+        tmp_path,
+        [("f", "a"), ("g", "b")],
+        "input,size\na,10\nb,large\n",
+    )
+    assert features_of(found["f"])["a"].numbers == (10.0,)
+    assert features_of(found["g"])["b"].categories == ("size=large",)
+
+
+def test_an_input_without_a_row_is_missing_beside_those_that_have_one(tmp_path):
+    """A number as its name is no feature where others of its function have rows."""
+    found = read(tmp_path, [("f", "1"), ("f", "2")], "input,size,bytes\n1,10,20\n")
+    features = features_of(found["f"])
+    assert features["1"].numbers == (10.0, 20.0)
+    assert features["2"].missing == "size:absent"
+    assert len(features["2"].numbers) == 2
+
+
+def test_a_row_is_of_its_function_alone(tmp_path):
+    """Two functions with inputs of one name have rows of their own."""
+    found = read(tmp_path, [("f", "a"), ("g", "a")], "function,input,size\nf,a,10\ng,a,20\n")
+    assert features_of(found["f"])["a"].numbers == (10.0,)
+    assert features_of(found["g"])["a"].numbers == (20.0,)
+
+
+@pytest.mark.parametrize(
+    ("line", "good"),
+    [
+        ("f,1,256.0,250.0,m5.large,1.0,200.0", True),
+        ("f,1,256,250,m5.large,,500", False),
+        ("f,1,256,250,m5.large,0,500", False),
+        ("f,1,256,250,m5.large,1.0,", False),
+    ],
+)
+def test_a_run_is_read_as_it_was_written(tmp_path, line, good):
+    """Whole numbers may have a point, and a run that failed needs no time."""
+    path = tmp_path / "runs.csv"
+    path.write_text(f"{HEADER}\n{line}\n")
+    (found,) = recorded_runs.read_runs(path)
+    assert (found.mem_mib, found.cpu_m, found.good) == (256, 250, good)
+
+
+def test_a_regression_gives_the_default_where_a_feature_is_missing():
+    """An input that lacks a feature is not regressed on, and teaches nothing."""
+    function = a_function((1.0, 4.0))
+    policy = policies.Regression(function)
+    known = Asked(features=an_input(4), budget_s=10.0, index=0)
+    lacking = Asked(features=an_input(0, missing="n:absent"), budget_s=10.0, index=1)
+    for _ in range(12):
+        policy.observe(known, a_usage(cpu_s=4.0, wall_s=4.0), Outcome())
+    before = policy.decide(known)
+    for _ in range(12):
+        policy.observe(lacking, a_usage(cpu_s=90.0, wall_s=90.0), Outcome())
+    assert policy.decide(lacking) == (function.ladder.default, "default:FeatureMissing")
+    assert policy.decide(known) == before
+
+
+def test_a_payload_is_representative_where_its_feature_is_known():
+    """Profiling does not take an input that lacks its feature for the smallest."""
+    function = a_function((9.0, 1.0), numbers=(9.0, 1.0), deadline_s=10.0)
+    lacking = function.inputs[0]
+    object.__setattr__(lacking, "features", an_input(99, missing="n:absent"))
+    found = profiled.parrotfish_like(function, random=np.random.default_rng(0))
+    assert found.policy.size.cpu_m < 900
+
+
+def test_figures_of_no_request_are_null():
+    """Nobody late among nobody is no share of 0 %."""
+    function = a_function((1.0,))
+    empty = sizing_figures.answers(
+        function, replay(function, policies.best_static(function), []), memory=True
+    )
+    found = sizing_figures.figures([empty], warm_up=0)
+    assert found["requests"] == 0
+    assert found["violations_percent"] is None
+    assert found["mean_vcpu"] is None
+    assert math.isfinite(found["late"])
