@@ -10,12 +10,22 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 HANDLERS = Path(__file__).parent / "handlers"
+
+
+def eventually(found):
+    """Return what a question gives once that is something; a busy machine is given its time."""
+    deadline = time.monotonic() + 30
+    while not (value := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value
 
 
 @dataclass
@@ -49,8 +59,13 @@ class Served:
 
     def wait_until_busy(self) -> None:
         """Return once a call is with the function."""
-        while not self.request("GET", "/-/trimtab/state").json["busy"]:
-            pass
+        eventually(lambda: self.request("GET", "/-/trimtab/state").json["busy"])
+
+    def first_served(self, path) -> Answer:
+        """Return the answer of the first request that does not find the runner busy."""
+        return eventually(
+            lambda: answer if (answer := self.request("GET", path)).status != 429 else None
+        )
 
 
 def command(module, *arguments):

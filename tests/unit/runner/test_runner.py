@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
 from trimtab_workers.runner import settings
+from trimtab_workers.runner.process import Exit
 
 MIB = 1024
+HANDLERS = Path(__file__).parent / "handlers"
 
 
 def burnt(usage) -> bool:
@@ -59,7 +63,7 @@ def test_a_second_request_is_told_that_the_runner_is_busy(behaviours, tmp_path) 
     answers = []
     thread = in_thread(behaviours, f"/hold?until={tmp_path / 'go'}", answers)
     behaviours.wait_until_busy()
-    busy = behaviours.request("POST", "/echo", body=b"x" * 2_000_000)
+    busy = behaviours.request("POST", "/echo", body=b"x" * 200_000)
     (tmp_path / "go").touch()
     thread.join()
     assert (busy.status, busy.json["error"], busy.headers["Trimtab-Outcome"]) == (
@@ -93,6 +97,39 @@ def test_a_function_that_exits_is_answered_for_and_replaced(behaviours) -> None:
     assert not behaviours.request("GET", "/pid").usage["firstCall"]
 
 
+def test_what_a_dead_function_started_ends_with_it(behaviours, tmp_path) -> None:
+    """A process that an exiting function left behind is killed, and would hold its pipe open otherwise."""
+    os.mkfifo(tmp_path / "fifo")
+    with os.fdopen(os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK), "rb") as held:
+        assert behaviours.request("GET", f"/leave_another?fifo={tmp_path / 'fifo'}").status == 502
+        assert select.select([held], [], [], 30)[0]
+        assert held.read() == b""
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    """Most real-time signals have no name; the sentence about a process killed by one has its number."""
+    assert str(Exit(-(signal.SIGRTMIN + 6), 0.0)) == f"was killed by signal {signal.SIGRTMIN + 6}"
+
+
+def test_a_function_may_close_its_output(run) -> None:
+    """Without stdout and stderr the process serves on, and an error is still answered with 500."""
+    served = run("behaviours")
+    before = served.request("GET", "/pid").body
+    assert served.request("GET", "/silence").status == 200
+    assert served.request("GET", "/fail").status == 500
+    assert served.request("GET", "/pid").body == before
+
+
+def test_programs_that_a_function_starts_do_not_inherit_the_channel(behaviours) -> None:
+    """Beyond the standard streams no file descriptor of the process is inherited."""
+    assert behaviours.request("GET", "/inheritable").json == []
+
+
+def test_a_function_runs_in_its_own_folder(behaviours) -> None:
+    """Files beside the module are found by their relative names, as on the functions' own platforms."""
+    assert behaviours.request("GET", "/folder").body == bytes(HANDLERS)
+
+
 def test_a_call_whose_client_left_is_ended(behaviours, tmp_path) -> None:
     """A function that never returns is replaced once its client has hung up and the grace is over."""
     before = behaviours.request("GET", "/pid").body
@@ -101,9 +138,7 @@ def test_a_call_whose_client_left_is_ended(behaviours, tmp_path) -> None:
             b"GET /hold?until=%s HTTP/1.1\r\nHost: x\r\n\r\n" % bytes(tmp_path / "never")
         )
         behaviours.wait_until_busy()
-    while (answer := behaviours.request("GET", "/pid")).status == 429:
-        pass
-    assert answer.body != before
+    assert behaviours.first_served("/pid").body != before
 
 
 def test_a_body_shorter_than_its_length_never_reaches_the_function(behaviours) -> None:
@@ -112,15 +147,13 @@ def test_a_body_shorter_than_its_length_never_reaches_the_function(behaviours) -
     with socket.create_connection(("127.0.0.1", behaviours.port)) as client:
         client.sendall(b"POST /leave HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n0123456789")
         behaviours.wait_until_busy()
-    while (answer := behaviours.request("GET", "/pid")).status == 429:
-        pass
-    assert answer.body == before
+    assert behaviours.first_served("/pid").body == before
 
 
 @pytest.mark.parametrize(
     "sent",
-    [b"rubbish\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 300_000 + b"\r\n\r\n"],
-    ids=["no HTTP", "a header of 300,000 bytes"],
+    [b"rubbish\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 140_000 + b"\r\n\r\n"],
+    ids=["no HTTP", "a header of 140,000 bytes"],
 )
 def test_what_is_no_request_is_refused(behaviours, sent) -> None:
     """Garbage and endless headers get a 4xx answer of the runner's own."""
@@ -229,6 +262,17 @@ def test_a_refusal_at_start_is_the_containers_termination_message(refusal, tmp_p
     (tmp_path / "deadly.py").write_text("import os\nos._exit(7)\n")
     status, document = refusal("deadly", "--source", str(tmp_path))
     assert "ended with status 7" in document["message"]
+
+
+def test_an_import_that_speaks_for_the_runner_is_refused(refusal, tmp_path) -> None:
+    """A module that writes rubbish to the channel between the processes does not hang the runner."""
+    (tmp_path / "loud.py").write_text(
+        "import os, sys\nfrom trimtab_workers.runner import frames\n"
+        "os.write(int(sys.argv[1]), frames.pack(frames.READY, b'rubbish'))\n"
+    )
+    status, document = refusal("loud", "--source", str(tmp_path))
+    assert (status, document["reason"]) == (2, "ModuleNotLoaded")
+    assert "channel" in document["message"]
 
 
 def test_an_import_that_takes_too_long_is_ended(refusal, tmp_path) -> None:

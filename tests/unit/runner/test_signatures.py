@@ -33,6 +33,8 @@ def module(source: str) -> types.ModuleType:
         ("def handle(req): ...", "OpenFaaS"),
         ("def handler(event, context, retries=3): ...", "Lambda"),
         ("def main(): ...\ndef handler(event): ...", "SeBS"),
+        ("def main(args=None): ...\ndef handler(event): ...", "SeBS"),
+        ("def handler(event, context, **rest): ...", "Lambda"),
     ],
 )
 def test_the_names_of_entry_and_parameters_tell_the_signature(source, signature) -> None:
@@ -48,7 +50,7 @@ def test_a_decorated_handler_is_read_through_its_wrapper() -> None:
         "    @functools.wraps(f)\n"
         "    def wrapper(*args): return f(*args)\n"
         "    return wrapper\n"
-        "@traced\ndef handler(context, event): ..."
+        "@traced\ndef handler(context, event, **rest): ..."
     )
     assert choose(module(source), signature=None).signature == "Nuclio"
 
@@ -60,6 +62,8 @@ def test_a_decorated_handler_is_read_through_its_wrapper() -> None:
         ("def handler(a, b): ...", ["Lambda", "Nuclio"]),
         ("def handler(*a): ...", ["Lambda", "Nuclio", "SeBS"]),
         ("def handle(a, b): ...", ["OpenFaaS"]),
+        ("def handler(event, context=None): ...", ["SeBS", "Lambda"]),
+        ("def main(args={}): ...", ["OpenWhisk"]),
         (
             "def main(args): ...\ndef handler(event): ...",
             ["OpenWhisk by main(args)", "SeBS by handler(event)"],
@@ -90,6 +94,21 @@ def test_an_explicit_signature_wins_over_the_names() -> None:
     assert choose(app, signature="ASGI").function == "app"
     with pytest.raises(RefusedError):
         choose(app, signature=None)
+
+
+@pytest.mark.parametrize(
+    ("source", "signature", "parameters"),
+    [
+        ("def handler(event, context=None): ...", "Lambda", 2),
+        ("def handler(event, context=None): ...", "SeBS", 1),
+        ("def main(args={}): ...", "OpenWhisk", 1),
+        ("def handle(event, context=None): ...", "OpenFaaS", 2),
+    ],
+)
+def test_an_explicit_signature_may_fill_optional_parameters(source, signature, parameters) -> None:
+    """A function fits that can be called with as many values as its platform gives."""
+    chosen = choose(module(source), signature=signature)
+    assert (chosen.signature, chosen.parameters) == (signature, parameters)
 
 
 def test_an_explicit_signature_that_does_not_fit_is_refused() -> None:

@@ -110,7 +110,9 @@ def test_a_knative_asgi_function_streams_both_ways(run) -> None:
         for piece in (b"first", b"second"):
             client.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
             while piece.upper() not in seen:
-                seen += client.recv(4096)
+                data = client.recv(4096)
+                assert data
+                seen += data
         client.sendall(b"0\r\n\r\n")
         while data := client.recv(4096):
             seen += data

@@ -1,5 +1,6 @@
 """A function that does what its path says (OpenFaaS's template)."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,6 +54,29 @@ def echo(event):
 
 def empty(event):
     return {"statusCode": 204}
+
+
+def leave_another(event):
+    with Path(event.query["fifo"]).open("wb") as fifo:
+        subprocess.Popen(["sleep", "600"], stdout=fifo)
+    os._exit(3)
+
+
+def silence(event):
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def folder(event):
+    return {"body": str(Path.cwd())}
+
+
+def inheritable(event):
+    found = []
+    for number in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        with contextlib.suppress(OSError):
+            found += [number] * os.get_inheritable(number)
+    return {"body": [number for number in found if number > 2]}
 
 
 def pid(event):

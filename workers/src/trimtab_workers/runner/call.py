@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 EXCLUDE: Final = "trimtab-exclude"
 INVOCATION: Final = "trimtab-invocation"
-_LET_GO_SECONDS: Final = 5.0
+_LET_GO_SECONDS: Final = 30.0
 
 
 class FunctionDiedError(Exception):
@@ -59,7 +59,6 @@ class Call:
         self._replaced = False
         self._given = streams
         self.invocation = next((v for n, v in self._headers if n == INVOCATION), "")[:128]
-        child.calls += 1
 
     async def run(self) -> None:
         """Give the request to the child and its answer to the client.
@@ -69,6 +68,8 @@ class Call:
             FunctionDiedError: The child ended.
         """
         self._meter.begin(self._child.pid)
+        if self._streams:
+            self._child.calls += 1
         self._child.writer.write(frames.pack_json(frames.HEAD, self._head()))
         self._answering = asyncio.create_task(self._answer())
         uploading = asyncio.create_task(self._upload())
@@ -146,9 +147,18 @@ class Call:
             "path": unquote(raw_path),
             "rawPath": raw_path,
             "query": query,
-            "headers": end_to_end(self._headers),
+            "headers": self._forwarded(),
             "peer": self.connection.peer,
         }
+
+    def _forwarded(self) -> list[tuple[str, str]]:
+        """Return the headers for the function; beside chunks a length is nobody's, and often a lie."""
+        chunked = any(name == "transfer-encoding" for name, _ in self._headers)
+        return [
+            (name, value)
+            for name, value in end_to_end(self._headers)
+            if not (chunked and name == "content-length")
+        ]
 
     async def _upload(self) -> None:
         writer = self._child.writer
@@ -157,6 +167,8 @@ class Call:
             with contextlib.suppress(ConnectionError):  # it died; `_answer` says so
                 await writer.drain()
         self._given = True
+        if not self._streams:
+            self._child.calls += 1
         self._meter.body_received(runs_already=self._streams)
         writer.write(frames.pack(frames.END))
 
@@ -227,7 +239,10 @@ class Call:
         if head["whole"] and self._method != "HEAD":
             pairs = [(n, v) for n, v in pairs if n.lower() != "content-length"]
             pairs.append(("content-length", str(head["length"])))
-        own = self.usage_headers("error" if head.get("failed") else "ok", usage)
+        outcome = "error" if head.get("failed") else "ok"
+        if head.get("failed") and usage is not None and usage["oom"]:
+            outcome = "oom"  # of a process that the function started and then missed
+        own = self.usage_headers(outcome, usage)
         pairs += [(name.replace("_", "-"), value) for name, value in own.items()]
         try:
             await self.connection.begin(head["status"], headers=pairs)

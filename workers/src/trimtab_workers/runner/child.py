@@ -39,7 +39,10 @@ _LEAST_STATUS, _MOST_STATUS = 200, 599
 
 def main(argv: list[str]) -> None:
     """Serve the function of the environment over the socket whose number is the first argument."""
-    channel = frames.BlockingChannel(socket.socket(fileno=int(argv[0])))
+    sock = socket.socket(fileno=int(argv[0]))
+    # A program that the function starts and leaves behind could otherwise hold or garble the channel.
+    sock.set_inheritable(False)
+    channel = frames.BlockingChannel(sock)
     _settle(int(argv[1]))
     environment = os.environ
     try:
@@ -49,6 +52,7 @@ def main(argv: list[str]) -> None:
         )
         signature = environment.get("TRIMTAB_SIGNATURE") or None
         prepare(source)
+        os.chdir(source.folder)
         target = framework_target(
             source.text, module=source.module, signature=signature, environment=environment
         )
@@ -119,7 +123,8 @@ def _serve(channel: frames.BlockingChannel, shim: Shim) -> None:
             channel.write(frames.pack(frames.END))
             continue
         _call(channel, shim, request_of(json.loads(payload), body))
-        sys.stdout.flush()
+        with contextlib.suppress(Exception):  # it is the function's, which may have closed it
+            sys.stdout.flush()
 
 
 def _body(channel: frames.BlockingChannel) -> bytes | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h11
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
 MOST_HEADER_BYTES: Final = 64 * 1024
 _READ: Final = 64 * 1024
@@ -38,10 +38,23 @@ def problem(reason: str, message: str, *, remedy: str = "") -> dict[str, str]:
 
 
 class Connection:
-    """Requests in, answers out, one after the other."""
+    """Requests in, answers out, one after the other.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    Args:
+        reader: From the client.
+        writer: To the client.
+        closing: Whether no further request is taken.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        closing: Callable[[], bool],
+    ) -> None:
         self._reader = reader
+        self._closing = closing
         self._writer = writer
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEADER_BYTES)
         self._bodiless = False
@@ -108,6 +121,9 @@ class Connection:
     async def begin(self, status: int, *, headers: Iterable[tuple[str, str]]) -> None:
         """Send the head of an answer; without content-length its body is chunked.
 
+        It says so if the connection ends with this answer: after one that came before the request's end,
+        what follows could be either the rest or a next request.
+
         Raises:
             h11.LocalProtocolError: The head is no HTTP.
         """
@@ -117,6 +133,8 @@ class Connection:
             for name, value in headers
             if status not in NO_BODY or name.lower() != "content-length"
         ]
+        if self._closing() or self._http.their_state not in {h11.DONE, h11.ERROR}:
+            raw.append((b"connection", b"close"))
         await self._send(h11.Response(status_code=status, headers=raw))
 
     async def piece(self, data: bytes) -> None:

@@ -69,7 +69,7 @@ class Request(NamedTuple):
         if self.body and (self.is_json() or not self.header("content-type")):
             try:
                 found = json.loads(self.body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {}
             if isinstance(found, dict):
                 return found

@@ -130,11 +130,18 @@ class Runner:
                 f"The process {outcome} while it imported module {self._settings.module}. "
                 + ("Give it more memory." if outcome.killed_by else "Its log says more."),
             ) from error
-        document = json.loads(payload)
-        if kind != frames.READY:
-            raise RefusedError(document["reason"], document["message"])
-        self._signature = document["signature"]
-        child.cpu_s = document["cpu"] / 1e6
+        try:
+            document = json.loads(payload)
+            if kind != frames.READY:
+                raise RefusedError(document["reason"], document["message"])
+            self._signature = document["signature"]
+            child.cpu_s = document["cpu"] / 1e6
+        except (ValueError, LookupError, TypeError) as error:
+            raise RefusedError(
+                "ModuleNotLoaded",
+                f"Module {self._settings.module} wrote to the runner's own channel, file descriptor "
+                "argv[1], while it was imported. Leave that descriptor alone.",
+            ) from error
         self._ready_at = time.monotonic()
         self._loaded.set()
 
@@ -161,15 +168,27 @@ class Runner:
             if self._child is not None:
                 self._child.writer.close()
             memory = self._meter.limits.mem_mib or 0
-            await self._adopt(start(self._settings, memory_mib=memory))
-        except (RefusedError, OSError) as error:
+            await self._adopt(self._started_again(memory_mib=memory))
+        except Exception as error:  # noqa: BLE001 - without a process every request would wait for ever
             if not self.failed.done():
                 self.failed.set_exception(error)
+
+    def _started_again(self, *, memory_mib: int) -> Started:
+        try:
+            return start(self._settings, memory_mib=memory_mib)
+        except OSError as error:
+            raise RefusedError(
+                "ProcessNotStarted",
+                f"The function's process ended and cannot be started again: {error}. "
+                "Give the container more memory or processes.",
+            ) from error
 
     # Connections
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._connection(Connection(reader, writer)))
+        task = asyncio.create_task(
+            self._connection(Connection(reader, writer, closing=lambda: self._draining))
+        )
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 

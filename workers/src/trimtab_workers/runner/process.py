@@ -31,8 +31,15 @@ class Exit(NamedTuple):
 
     def __str__(self) -> str:
         if self.killed_by:
-            return f"was killed by {signal.Signals(self.killed_by).name}"
+            return f"was killed by {_name(self.killed_by)}"
         return f"ended with status {self.status}"
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last has no name
+        return f"signal {number}"
 
 
 class Child:
@@ -62,10 +69,11 @@ class Child:
         return cls(started.pid, reader, writer)
 
     def ended(self, outcome: Exit) -> None:
-        """Say how it ended: whoever reads its frames then sees their end.
+        """Say how it ended and end what it started: whoever reads its frames then sees their end.
 
         A process that the function forked may hold the socket open, so its end alone says nothing.
         """
+        self.signal(signal.SIGKILL)
         self.exited.set_result(outcome)
         asyncio.get_running_loop().call_later(_EOF_SECONDS, self.reader.feed_eof)
 

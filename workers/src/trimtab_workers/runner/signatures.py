@@ -71,8 +71,28 @@ class Chosen(NamedTuple):
     parameters: int
 
 
-def parameters_of(function: Any) -> tuple[str, ...] | None:
-    """Return the names of the parameters that a caller must give, None if they cannot be known."""
+class Parameters(NamedTuple):
+    """What a function takes by position.
+
+    Attributes:
+        names: All of them.
+        required: How many of these a caller must give.
+    """
+
+    names: tuple[str, ...]
+    required: int
+
+    def takes(self, entry: Entry) -> bool:
+        """Return whether the entry's platform can call it."""
+        return self.required <= len(entry.parameters) <= len(self.names)
+
+    def named_as(self, entry: Entry) -> bool:
+        """Return whether what the platform gives would reach parameters of the entry's names."""
+        return self.takes(entry) and self.names[: len(entry.parameters)] == entry.parameters
+
+
+def parameters_of(function: Any) -> Parameters | None:
+    """Return what a function takes by position, None if that cannot be known."""
     code = getattr(function, "__code__", None)
     if code is None or hasattr(function, "__wrapped__"):
         import inspect  # noqa: PLC0415 - plain functions need it not, and it takes milliseconds
@@ -83,11 +103,17 @@ def parameters_of(function: Any) -> tuple[str, ...] | None:
             return None
         if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in known):
             return None
-        return tuple(parameter.name for parameter in known if parameter.default is parameter.empty)
+        positional = [
+            parameter
+            for parameter in known
+            if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
+        ]
+        required = sum(parameter.default is parameter.empty for parameter in positional)
+        return Parameters(tuple(parameter.name for parameter in positional), required)
     if code.co_flags & 0x04:  # *args
         return None
-    count = code.co_argcount - len(function.__defaults__ or ())
-    return tuple(code.co_varnames[:count])
+    names = tuple(code.co_varnames[: code.co_argcount])
+    return Parameters(names, len(names) - len(function.__defaults__ or ()))
 
 
 def choose(module: ModuleType, *, signature: str | None) -> Chosen:
@@ -116,7 +142,7 @@ def choose(module: ModuleType, *, signature: str | None) -> Chosen:
         named = " or ".join(f"{entry.signature}, whose entry is {entry}" for entry in near)
         raise RefusedError(
             "SignatureAmbiguous",
-            f"{where}none fits by name; by the number of parameters it may be {named}. "
+            f"{where}none fits by name alone; by the number of parameters it may be {named}. "
             "Set spec.signature, or name the parameters so.",
         )
     known = ", ".join(f"{entry.signature}: {entry}" for entry in ENTRIES if entry.detected)
@@ -137,14 +163,14 @@ def _explicit(module: ModuleType, signature: str) -> Chosen:
     for entry in wanted:
         function = getattr(module, entry.name, None)
         if callable(function):
-            names = parameters_of(function)
-            if names is None or len(names) == len(entry.parameters):
+            known = parameters_of(function)
+            if known is None or known.takes(entry):
                 return _chosen(entry)
     there = [
-        f"{entry.name}({', '.join(names)})"
+        f"{entry.name}({', '.join(known.names if known else ('…',))})"
         for entry in {entry.name: entry for entry in ENTRIES}.values()
         if callable(getattr(module, entry.name, None))
-        for names in [parameters_of(getattr(module, entry.name)) or ("…",)]
+        for known in [parameters_of(getattr(module, entry.name))]
     ]
     raise RefusedError(
         "SignatureMismatch",
@@ -155,17 +181,28 @@ def _explicit(module: ModuleType, signature: str) -> Chosen:
 
 
 def _fitting(module: ModuleType) -> tuple[list[Entry], list[Entry]]:
-    """Return the entries that fit by all their names, and those that fit by their numbers alone."""
-    exact, near = [], []
+    """Return the entries that fit by all their names, and those that fit by their numbers alone.
+
+    Where optional parameters leave open how many are given, as in `handler(event, context=None)`, names
+    do not decide.
+    """
+    exact: list[Entry] = []
+    near: list[Entry] = []
     for entry in ENTRIES:
         function = getattr(module, entry.name, None)
         if not entry.detected or not callable(function):
             continue
-        names = parameters_of(function)
-        if names == entry.parameters:
-            exact.append(entry)
-        elif names is None or len(names) == len(entry.parameters):
+        known = parameters_of(function)
+        if known is None:
             near.append(entry)
+        elif known.takes(entry):
+            open_ended = known.required < len(entry.parameters) or any(
+                known.named_as(other)
+                for other in ENTRIES
+                if other.name == entry.name and other.signature != entry.signature
+            )
+            certain = known.named_as(entry) and not open_ended
+            (exact if certain else near).append(entry)
     return exact, near
 
 

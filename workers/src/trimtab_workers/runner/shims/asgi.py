@@ -40,12 +40,12 @@ async def _serve(made: Any, sock: socket.socket, ready: Callable[[], bytes]) -> 
     reader, writer = await asyncio.open_connection(sock=sock)
     await _optional(made, "start", dict(os.environ))
     writer.write(ready())
-    queue: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue(maxsize=8)
-    pump = asyncio.create_task(_pump(reader, queue))
+    requests: asyncio.Queue[tuple[dict[str, Any], _Inbox] | None] = asyncio.Queue()
+    pump = asyncio.create_task(_pump(reader, requests))
     try:
-        while (frame := await queue.get()) is not None:
-            if frame[0] == frames.HEAD:  # others are the rest of a request whose body nobody read
-                await _Exchange(made, queue, writer, json.loads(frame[1])).run()
+        while (request := await requests.get()) is not None:
+            head, inbox = request
+            await _Exchange(made, inbox, writer, head).run()
     finally:
         pump.cancel()
         with contextlib.suppress(asyncio.TimeoutError):
@@ -53,14 +53,56 @@ async def _serve(made: Any, sock: socket.socket, ready: Callable[[], bytes]) -> 
         writer.close()
 
 
+class _Inbox:
+    """The body of one request.
+
+    Each request has its own: an application may leave a `receive()` behind that waits, and that must not
+    take what the next request sends.
+    """
+
+    def __init__(self) -> None:
+        self._frames: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue(maxsize=8)
+        self._closed = False
+
+    async def put(self, frame: tuple[int, bytes] | None) -> None:
+        """Add a frame, None for the end of all; a closed inbox keeps nothing."""
+        if not self._closed:
+            await self._frames.put(frame)
+
+    async def get(self) -> tuple[int, bytes] | None:
+        """Return the next frame, None if there will be no other."""
+        if self._closed:
+            return None
+        frame = await self._frames.get()
+        if frame is None:
+            self._frames.put_nowait(None)  # whoever else waits
+        return frame
+
+    def close(self) -> None:
+        """Let go whoever waits, and take no more."""
+        self._closed = True
+        while not self._frames.empty():
+            self._frames.get_nowait()
+        self._frames.put_nowait(None)
+
+
 async def _pump(
-    reader: asyncio.StreamReader, queue: asyncio.Queue[tuple[int, bytes] | None]
+    reader: asyncio.StreamReader,
+    requests: asyncio.Queue[tuple[dict[str, Any], _Inbox] | None],
 ) -> None:
     """Read frames apart from the application, which may stop waiting for one at any time."""
+    inbox = _Inbox()
+    inbox.close()
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
-            await queue.put(await frames.read(reader))
-    await queue.put(None)
+            kind, payload = await frames.read(reader)
+            if kind == frames.HEAD:
+                inbox = _Inbox()
+                await requests.put((json.loads(payload), inbox))
+            else:
+                await inbox.put((kind, payload))
+    await inbox.put(None)
+    await requests.put(None)
 
 
 async def _optional(made: Any, name: str, *arguments: Any) -> Any:
@@ -75,12 +117,12 @@ class _Exchange:
     def __init__(
         self,
         made: Any,
-        queue: asyncio.Queue[tuple[int, bytes] | None],
+        inbox: _Inbox,
         writer: asyncio.StreamWriter,
         head: dict[str, Any],
     ) -> None:
         self._made = made
-        self._queue = queue
+        self._inbox = inbox
         self._writer = writer
         self._head = head
         self._cpu = cpu_micros()
@@ -96,8 +138,17 @@ class _Exchange:
         try:
             await self._call()
             self._check_ended()
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._failed(error)  # the application awaited a task of its own that it had cancelled
         except Exception as error:  # noqa: BLE001 - whatever user code raises
             self._failed(error)
+        finally:
+            # What the application left behind must not speak into the next exchange.
+            self._ended = True
+            self._inbox.close()
         if not self._whole:
             self._writer.write(frames.pack_json(frames.END, {"cpu": cpu_micros() - self._cpu}))
         else:
@@ -150,9 +201,7 @@ class _Exchange:
     async def _receive(self) -> dict[str, Any]:
         if self._gone:
             return {"type": "http.disconnect"}
-        frame = await self._queue.get()
-        if frame is None:
-            self._queue.put_nowait(None)
+        frame = await self._inbox.get()
         if frame is None or frame[0] == frames.ABORT:
             self._gone = True
             return {"type": "http.disconnect"}

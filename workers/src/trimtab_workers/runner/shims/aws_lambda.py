@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _DIRECT: Final = re.compile(r"/2015-03-31/functions/[^/]+/invocations")
 _DEFAULT_SECONDS: Final = 300.0
+_MOST_DIGITS: Final = 15
 
 
 class Context:
@@ -34,7 +35,8 @@ class Context:
     def __init__(self, request: Request) -> None:
         name = os.environ.get("K_SERVICE", "function")
         given = request.header("trimtab-deadline-ms")
-        seconds = int(given) / 1000 if given.isdecimal() else _DEFAULT_SECONDS
+        known = given.isdecimal() and len(given) <= _MOST_DIGITS
+        seconds = int(given) / 1000 if known else _DEFAULT_SECONDS
         self._ends = time.monotonic() + seconds
         self.function_name = name
         self.function_version = "$LATEST"

@@ -54,14 +54,22 @@ def make(handle: Callable[..., Any], *, parameters: int) -> Shim:
 
     def classic(request: Request) -> Answer:
         text = request.text()
-        return answer(finished(handle(request.body if text is None else text)))
+        result = finished(handle(request.body if text is None else text))
+        return _flask(result) or answer(result)
 
     return classic if parameters == 1 else http
 
 
+def _flask(result: Any) -> Answer | None:
+    """Return the answer of `(body, status)` or `(body, status, headers)`, as the Flask templates take it."""
+    if not (isinstance(result, tuple) and len(result) in {2, 3} and isinstance(result[1], int)):
+        return None
+    return answer(result[0], status=result[1], headers=result[2] if result[2:] else None)
+
+
 def _answer(result: Any) -> Answer:
     if not isinstance(result, dict):
-        return answer(result)
+        return _flask(result) or answer(result)
     body = result.get("body")
     natural = JSON_TYPE if isinstance(body, (dict, list)) else None
     return answer(
