@@ -1,15 +1,19 @@
 """Recorded runs and features as people write them: what is a number is decided function by function."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.unit.rightsizing.sizing_builders import a_function, a_usage, an_input
-from trimtab.bench import recorded_runs, sizing_figures
+from trimtab.bench import recorded_runs, rightsizer, sizing_figures
 from trimtab.rightsizing import policies, profiled
-from trimtab.rightsizing.simulate import Asked, replay
-from trimtab.rightsizing.types import Outcome
+from trimtab.rightsizing.pool import Limits
+from trimtab.rightsizing.pool_sim import PoolSimulation
+from trimtab.rightsizing.simulate import Asked, Cause, draws, replay
+from trimtab.rightsizing.types import Outcome, Size
 
 HEADER = "function,input,memory_mib,cpu_millis,instance_type,seconds,http_status"
 CLASSES = (250, 500, 750, 1000, 1250, 1500, 1750, 2000)
@@ -114,3 +118,68 @@ def test_figures_of_no_request_are_null():
     assert found["violations_percent"] is None
     assert found["mean_vcpu"] is None
     assert math.isfinite(found["late"])
+
+
+@pytest.mark.parametrize(
+    ("machine", "family"), [("m5.large", "m5"), ("n2-standard-16", "n2-standard")]
+)
+def test_a_machine_has_a_family_in_either_spelling(machine, family):
+    """A type is its family with a size behind a point, or behind the last hyphen."""
+    assert recorded_runs.family_of(machine) == family
+
+
+@pytest.mark.parametrize("machine", ["m5.large", "n2-standard-2"])
+@pytest.mark.parametrize("classes", [CLASSES, tuple(range(100, 1300, 100))])
+def test_any_family_and_classes_run_without_options(tmp_path, machine, classes):
+    """Without --machine and --classes what is in the file is taken."""
+    path = tmp_path / "runs.csv"
+    lines = [f"f,{i},128,{cpu},{machine},1.0,200" for i in (1, 2) for cpu in classes]
+    path.write_text("\n".join([HEADER, *lines]))
+    options = ["--runs", str(path), "--requests", "20", "--warm-up", "0", "--seeds", "1"]
+    given = rightsizer.options().parse_args([*options, "--policies", "trimtab"])
+    found = rightsizer.measure(given)
+    assert found["options"]["machine"] == recorded_runs.family_of(machine)
+    assert len(found["harness"]["static_late_percent"]) == len(classes)
+
+
+def test_a_single_type_can_be_named(tmp_path):
+    """--machine takes a whole type where families are told apart by a number."""
+    path = tmp_path / "runs.csv"
+    path.write_text(f"{HEADER}\nf,1,128,250,n2-standard-2,1,200\nf,1,128,500,n2-standard-4,1,200")
+    runs = recorded_runs.read_runs(path)
+    assert recorded_runs.machines(runs, family="n2-standard-2", classes=(250, 500)) == {
+        250: "n2-standard-2"
+    }
+
+
+def a_function_that_failed_at(cpu_m, *, deadline_s=10.0):
+    """Return a function of one input that never succeeded at a class."""
+    function = a_function((1.0,), deadline_s=deadline_s)
+    (one,) = function.inputs
+    return replace(function, inputs=(replace(one, seconds={**one.seconds, cpu_m: ()}),))
+
+
+def test_a_class_that_never_succeeded_is_late_before_any_deadline():
+    """Beyond 600 s too a run that nobody saw succeed is late, with arrivals and when profiling."""
+    function = a_function_that_failed_at(250, deadline_s=900.0)
+    size = Size(250, 2048)
+    asked = draws([1], requests=3, random=np.random.default_rng(0))[0]
+    found = replay(function, policies.Constant(size), asked)
+    assert found.cause == [Cause.UNDERSIZE] * 3
+    simulation = PoolSimulation(
+        function,
+        policies.Constant(size),
+        limits=Limits(max_pods=4, idle_s=60.0),
+        starts_s=itertools.repeat(1.0),
+    )
+    assert simulation.serve([(0.0, draw) for draw in asked]).late == 3
+    lab = profiled.Lab(function=function, random=np.random.default_rng(0))
+    assert lab.run(0, size) > 1
+
+
+@pytest.mark.parametrize("regime", ["A", "B", "C"])
+def test_a_deadline_comes_from_a_class_that_succeeded(regime):
+    """Where 1 vCPU never succeeded the nearest class that did is the reference, and not 600 s."""
+    function = a_function_that_failed_at(1000)
+    found = recorded_runs.with_deadlines(function, regime=regime, factor=1.2)
+    assert found.deadlines == pytest.approx((1.2 / 0.75,))

@@ -8,6 +8,7 @@ of memory come from successes alone.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -39,6 +40,7 @@ _COLUMNS: Final = (
 _MAY_BE_BLANK: Final = frozenset({"seconds", "http_status"})
 _SUCCESS: Final = 200
 _LEAST_CLASSES: Final = 6
+_TRAILING_NUMBER: Final = re.compile(r"-\d+$")
 _REFERENCE_M: Final = 1000
 _P90: Final = 0.9
 SYNTHETIC: Final = "synthetic_work"
@@ -134,6 +136,43 @@ def read_features(path: Path) -> dict[tuple[str, str], Row]:
     return {(cell(row.get("function")), cell(row["input"])): row for row in rows}
 
 
+def family_of(machine: str) -> str:
+    """Return the family of a machine type: m5 of m5.large, n2-standard of n2-standard-2."""
+    name, dot, _ = machine.partition(".")
+    return name if dot else _TRAILING_NUMBER.sub("", name)
+
+
+def _of_family(machine: str, family: str) -> bool:
+    return family in {family_of(machine), machine}
+
+
+def usual_family(runs: Sequence[Run], *, wanted: str) -> str:
+    """Return the wanted family if it is in the file, else the one with the most cells that succeeded."""
+    cells: dict[str, set[tuple[str, str, int]]] = defaultdict(set)
+    for run in runs:
+        found = cells[family_of(run.machine)]
+        if run.good:
+            found.add((run.function, run.input, run.cpu_m))
+    return wanted if wanted in cells else max(sorted(cells), key=lambda name: len(cells[name]))
+
+
+def usual_classes(runs: Sequence[Run], *, family: str, wanted: Sequence[int]) -> list[int]:
+    """Return the wanted classes if six of them ran on the family, else all that ran on it.
+
+    Raises:
+        CommandError: More classes ran than can be learned apart.
+    """
+    ran = {run.cpu_m for run in runs if _of_family(run.machine, family)}
+    if len(ran.intersection(wanted)) >= _LEAST_CLASSES or not ran:
+        return list(wanted)
+    if len(ran) > MOST_CLASSES:
+        raise CommandError(
+            f"The runs on {family} have {len(ran)} CPU classes; at most {MOST_CLASSES} are learned apart. "
+            "Name some in --classes."
+        )
+    return sorted(ran)
+
+
 def machines(runs: Sequence[Run], *, family: str, classes: Sequence[int]) -> dict[int, str]:
     """Return the machine type of each class: the smallest of the family that ran it.
 
@@ -142,10 +181,10 @@ def machines(runs: Sequence[Run], *, family: str, classes: Sequence[int]) -> dic
     """
     ran: dict[int, set[str]] = defaultdict(set)
     for run in runs:
-        if run.machine.partition(".")[0] == family:
+        if _of_family(run.machine, family):
             ran[run.cpu_m].add(run.machine)
     if not any(cpu in ran for cpu in classes):
-        families = sorted({run.machine.partition(".")[0] for run in runs})
+        families = sorted({family_of(run.machine) for run in runs})
         raise CommandError(
             f"No run on machine family {family} has one of the CPU classes {', '.join(map(str, classes))}. "
             f"Choose --machine from {', '.join(families)}, or other --classes."
@@ -288,13 +327,16 @@ def with_synthetic(
 
 
 def with_deadlines(function: Function, *, regime: str, factor: float) -> Function:
-    """Return the function with its deadlines, from times at the class nearest to 1 vCPU.
+    """Return the function with its deadlines, from times at the class nearest to 1 vCPU that ever succeeded.
 
     A: factor times the input's own time; B: times the slowest input's; C: times that of the input at the 90th
     percentile, so that some cannot be met.
     """
-    reference = min(function.ladder.cpu_m, key=lambda cpu: abs(cpu - _REFERENCE_M))
-    own = [recorded.typical_s(reference) for recorded in function.inputs]
+    nearest = sorted(function.ladder.cpu_m, key=lambda cpu: abs(cpu - _REFERENCE_M))
+    own = [
+        recorded.typical_s(next(filter(recorded.ran, nearest), nearest[0]))
+        for recorded in function.inputs
+    ]
     if regime == "A":
         return replace(function, deadlines=tuple(factor * time for time in own))
     ranked = sorted(own)

@@ -137,8 +137,15 @@ def options() -> argparse.ArgumentParser:
         metavar="PODS",
         help="also with arrivals: mean busy pods at 1 vCPU, such as 2; the JSON gains `pools`",
     )
-    parser.add_argument("--machine", default=_FAMILY, metavar="FAMILY", help="such as m5, c5")
-    parser.add_argument("--classes", default=_CLASSES, help="CPU classes in thousandths of a vCPU")
+    parser.add_argument(
+        "--machine",
+        metavar="FAMILY",
+        help=f"such as c5, n2-standard (default: {_FAMILY}, else the one with the most runs)",
+    )
+    parser.add_argument(
+        "--classes",
+        help=f"CPU classes in thousandths of a vCPU (default: {_CLASSES}, or all where fewer than six ran)",
+    )
     parser.add_argument("--output", "-o", choices=("table", "json"), default="table")
     return parser
 
@@ -149,7 +156,7 @@ def measure(given: argparse.Namespace) -> JSON:
     Raises:
         CommandError: An option or a file cannot be used.
     """
-    functions = _functions(given)
+    machine, functions = _functions(given)
     static = tuple(
         f"static-{cpu / 1000:g}" for cpu in sorted({c for f in functions for c in f.ladder.cpu_m})
     )
@@ -172,7 +179,7 @@ def measure(given: argparse.Namespace) -> JSON:
             "requests": given.requests,
             "warm_up": given.warm_up,
             "seeds": given.seeds,
-            "machine": given.machine,
+            "machine": machine,
             "synthetic_features": sorted(given.synthetic_feature),
             "sigma": given.sigma if given.synthetic_feature else None,
             "split": bool(given.synthetic_feature and given.split),
@@ -217,7 +224,8 @@ def measure(given: argparse.Namespace) -> JSON:
     }
 
 
-def _functions(given: argparse.Namespace) -> list[Function]:
+def _functions(given: argparse.Namespace) -> tuple[str, list[Function]]:
+    """Return the machine family and what ran on it."""
     for name, low in (("requests", 1), ("seeds", 1), ("warm_up", 0)):
         if getattr(given, name) < low:
             raise CommandError(
@@ -231,13 +239,17 @@ def _functions(given: argparse.Namespace) -> list[Function]:
     if not given.deadline_factor > 0 or not given.sigma >= 0:
         raise CommandError("--deadline-factor must be positive, and --sigma not negative.")
     try:
-        classes = sorted({int(text) for text in given.classes.split(",")})
+        classes = sorted({int(text) for text in (given.classes or _CLASSES).split(",")})
     except ValueError as error:
         raise CommandError(f"--classes {given.classes}: {error}. Write {_CLASSES}.") from error
     known = recorded_runs.read_features(given.features) if given.features else {}
+    runs = recorded_runs.read_runs(given.runs)
+    family = given.machine or recorded_runs.usual_family(runs, wanted=_FAMILY)
+    if given.classes is None:
+        classes = recorded_runs.usual_classes(runs, family=family, wanted=classes)
     found = recorded_runs.functions(
-        recorded_runs.read_runs(given.runs),
-        family=given.machine,
+        runs,
+        family=family,
         classes=classes,
         known=known,
         synthetic=set(given.synthetic_feature),
@@ -248,7 +260,7 @@ def _functions(given: argparse.Namespace) -> list[Function]:
             f"--synthetic-feature {', '.join(sorted(unknown))}: no such function with enough runs. "
             f"There are {', '.join(function.name for function in found)}."
         )
-    return [
+    return family, [
         recorded_runs.with_deadlines(function, regime=given.regime, factor=given.deadline_factor)
         for function in found
     ]

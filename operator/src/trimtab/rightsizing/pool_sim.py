@@ -212,7 +212,7 @@ class PoolSimulation:
         end = now + spent + seconds
         run = self.run
         run.requests += 1
-        run.late += end > waiting.need.deadline_s
+        run.late += end > waiting.need.deadline_s or not recorded.ran(size.cpu_m)
         run.cold += held.fresh and waiting.arrived_s < held.pod.since_s
         run.wait_s.append(now - waiting.arrived_s)
         held.fresh = False

@@ -23,6 +23,8 @@ _REPEATS: Final = 5
 _FIRST: Final = 5
 _EVALUATIONS: Final = 30
 _KILLED: Final = 10.0
+_FAILED: Final = 1.01
+"""Deadlines that a run takes at least where none succeeded: late, however long they are."""
 _NOISE: Final = 0.05
 
 
@@ -50,7 +52,8 @@ class Lab:
         self.vcpu_seconds += seconds * size.cpu_m / 1000
         if size.mem_mib < recorded.floor_mib:
             return None
-        return seconds / self.function.deadlines[index]
+        share = seconds / self.function.deadlines[index]
+        return share if recorded.ran(size.cpu_m) else max(share, _FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

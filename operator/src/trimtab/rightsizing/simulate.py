@@ -1,7 +1,7 @@
 """Simulation on recorded runs: the production sizer and its baselines answer the same requests.
 
 A run's time is drawn from what was measured for its input at its CPU class; whatever was never measured
-there counts as failed after 600 s (rightsizer.md §11). There are no arrivals: no queue, no cold start.
+there counts as failed after 600 s, and as late (rightsizer.md §11). There are no arrivals: no queue, no cold start.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class Recorded:
         smallest = min(size for size, times in self.seconds.items() if times)
         return smallest / 1000 * median(self.seconds[smallest])
 
+    def ran(self, cpu_m: int) -> bool:
+        """Return whether it ever succeeded at a class."""
+        return bool(self.seconds.get(cpu_m))
+
     def typical_s(self, cpu_m: int) -> float:
         """Return the median of a class; 600 s if it never succeeded there."""
         times = self.seconds.get(cpu_m, ())
@@ -83,8 +87,9 @@ class Function:
 
     def infeasible(self, index: int) -> bool:
         """Return whether an input misses its deadline with every class in most runs."""
+        recorded, deadline = self.inputs[index], self.deadlines[index]
         return all(
-            self.inputs[index].typical_s(cpu) > self.deadlines[index] for cpu in self.ladder.cpu_m
+            recorded.typical_s(cpu) > deadline or not recorded.ran(cpu) for cpu in self.ladder.cpu_m
         )
 
     def fitting_mib(self, index: int) -> int:
@@ -184,7 +189,7 @@ def replay(function: Function, policy: Policy, asked: Sequence[Draw]) -> Replay:
         usage = usage_of(
             size, seconds=seconds, cpu_s=works[draw.index], peak_mib=recorded.floor_mib
         )
-        late = spent + seconds > deadline
+        late = spent + seconds > deadline or not recorded.ran(size.cpu_m)
         found.number.append(draw.number)
         found.index.append(draw.index)
         found.cpu_m.append(size.cpu_m)
