@@ -120,6 +120,42 @@ def test_a_window_that_nobody_ends_is_forgotten(windows, clock) -> None:
     assert len(windows) == 1
 
 
+def test_sampling_forgets_a_window_that_nobody_ends(windows, clock) -> None:
+    """An agent that nobody asks for anything any more comes to rest."""
+    windows.begin(UID, "a")
+    clock.now += 4000
+    assert windows.sample() is None
+
+
+def test_one_pod_has_a_bounded_number_of_windows(windows) -> None:
+    """The seventeenth window of a pod is refused until another has ended."""
+    for number in range(16):
+        windows.begin(UID, str(number))
+    with pytest.raises(TooManyWindowsError, match=f"16 windows are open in pod {UID}"):
+        windows.begin(UID, "16")
+    assert len(windows) == 16
+    windows.end(UID, "0")
+    windows.begin(UID, "16")
+
+
+def test_a_pod_is_read_once_for_all_of_its_windows(node, clock) -> None:
+    """Windows that are due together share a sample."""
+    source = reader(node.root)
+    windows = Windows(source, clock=clock)
+    for number in range(3):
+        windows.begin(UID, str(number))
+    reads = []
+    held_bytes = source.held_bytes
+    source.held_bytes = lambda group: reads.append(group) or held_bytes(group)
+    node.group(POD, anon=120)
+    clock.now += 1
+    windows.sample()
+    assert len(reads) == 1
+    node.group(POD, anon=50)
+    peaks = [windows.end(UID, str(number)).usage.peak_anon_mib for number in range(3)]
+    assert peaks == [128.0] * 3
+
+
 def test_a_pod_that_ends_within_its_window_has_no_usage(windows, node, clock) -> None:
     """Its end is an error of its own, sampling goes on for the others, and the window is closed."""
     windows.begin(UID, "a")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trimtab_workers.node_agent.cgroup import CPUReading, Group, Reader
 
 MOST_WINDOWS: Final = 4096
+# A function pod runs a handful of invocations at once; each begin and end looks at all of its pod's windows.
+MOST_PER_POD: Final = 16
 LONGEST_SECONDS: Final = 3700.0
 RESCAN_SECONDS: Final = 0.1
 FIRST_SECONDS: Final = 0.010
@@ -99,7 +101,7 @@ class Windows:
         Raises:
             PodNotFoundError: No such pod runs here.
             WindowExistsError: It is open already.
-            TooManyWindowsError: 4,096 are open.
+            TooManyWindowsError: 4,096 are open, or 16 in the pod.
         """
         if (pod, window) in self._open:
             raise WindowExistsError(f"Pod {pod} has an open window {window}. Use a new id.")
@@ -111,6 +113,11 @@ class Windows:
             )
         now = self._clock()
         others = [other for (owner, _), other in self._open.items() if owner == pod]
+        if len(others) >= MOST_PER_POD:
+            raise TooManyWindowsError(
+                f"{MOST_PER_POD} windows are open in pod {pod}. End windows; one is forgotten after "
+                f"{LONGEST_SECONDS:.0f} seconds."
+            )
         try:
             group = self._group(pod)
             opened = _Window(
@@ -150,19 +157,28 @@ class Windows:
             raise PodNotFoundError(f"Pod {pod} ended during window {window}. {error}") from error
 
     def sample(self) -> float | None:
-        """Sample the memory of all windows that are due; return seconds until the next, None if none is open."""
+        """Sample the memory of all windows that are due; return seconds until the next, None if none is open.
+
+        A pod is read once, however many windows are open in it.
+        """
+        self._forget_old()
         now = self._clock()
-        for window in self._open.values():
+        held: dict[str, int] = {}
+        for (pod, _), window in self._open.items():
             if window.due <= now:
-                try:
-                    held = self._reader.held_bytes(window.group)
-                except GroupGoneError:
-                    held = 0  # `end` will say so
-                window.peak_bytes = max(window.peak_bytes, held)
+                if pod not in held:
+                    held[pod] = self._held(window.group)
+                window.peak_bytes = max(window.peak_bytes, held[pod])
                 window.due = now + pause_seconds(now - window.began)
         if not self._open:
             return None
         return max(0.0, min(window.due for window in self._open.values()) - self._clock())
+
+    def _held(self, group: Group) -> int:
+        try:
+            return self._reader.held_bytes(group)
+        except GroupGoneError:
+            return 0  # `end` will say so
 
     def _ended(self, seen: _Window) -> Ended:
         cpu = pod_cpu(self._reader, seen.group)

@@ -164,7 +164,8 @@ class Connection:
         """Close the connection.
 
         A client that still sends is heard for a second: closing on unread bytes resets the connection,
-        and the answer would be lost with it.
+        and the answer would be lost with it. One that does not read its answer is waited for, but while the
+        runner drains no longer than a second.
         """
         with contextlib.suppress(OSError, TimeoutError):
             if self.begun and self._http.their_state in {h11.SEND_BODY, h11.ERROR}:
@@ -173,8 +174,13 @@ class Connection:
                     while await self._reader.read(_READ):
                         pass
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS if self._closing() else None):
+                await self._writer.wait_closed()
+        except TimeoutError:
+            self.abort()
+        except OSError:
+            pass  # the client's end of a connection is no event of ours
 
     async def _event(self) -> Any:
         while True:
