@@ -183,3 +183,35 @@ def test_a_deadline_comes_from_a_class_that_succeeded(regime):
     function = a_function_that_failed_at(1000)
     found = recorded_runs.with_deadlines(function, regime=regime, factor=1.2)
     assert found.deadlines == pytest.approx((1.2 / 0.75,))
+
+
+def test_each_function_has_a_type_of_its_own(tmp_path):
+    """A function that ran on a larger type of the family stays beside one that ran on a smaller."""
+    path = tmp_path / "runs.csv"
+    lines = [
+        f"{function},1,128,{cpu},{machine},1.0,200"
+        for function, machine in (("f", "m5.large"), ("g", "m5.xlarge"))
+        for cpu in CLASSES
+    ]
+    path.write_text("\n".join([HEADER, *lines]))
+    found = recorded_runs.functions(
+        recorded_runs.read_runs(path), family="m5", classes=CLASSES, known={}, synthetic=()
+    )
+    assert [function.name for function in found] == ["f", "g"]
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    """An input that ran too seldom, or elsewhere, is named with the reason."""
+    path = tmp_path / "runs.csv"
+    lines = [f"f,1,128,{cpu},m5.large,1.0,200" for cpu in CLASSES]
+    others = ["f,2,128,250,m5.large,,500", "g,1,128,250,c5.large,1.0,200"]
+    path.write_text("\n".join([HEADER, *lines, *others]))
+    options = ["--runs", str(path), "--requests", "20", "--warm-up", "0", "--seeds", "1"]
+    given = rightsizer.options().parse_args([*options, "--policies", "trimtab"])
+    found = rightsizer.measure(given)
+    never = "classes on m5, never with success"
+    assert found["left_out"] == [
+        {"function": "f", "input": "2", "why": f"ran at 1 of 8 {never}"},
+        {"function": "g", "input": "1", "why": f"ran at 0 of 8 {never}"},
+    ]
+    assert "left out: input 2 of function f" in rightsizer.text(found)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    from trimtab.bench.report import JSON
     from trimtab.cli.traces import Row
 
 _COLUMNS: Final = (
@@ -189,7 +190,36 @@ def machines(runs: Sequence[Run], *, family: str, classes: Sequence[int]) -> dic
             f"No run on machine family {family} has one of the CPU classes {', '.join(map(str, classes))}. "
             f"Choose --machine from {', '.join(families)}, or other --classes."
         )
-    return {cpu: min(ran[cpu], key=lambda name: (len(name), name)) for cpu in classes if cpu in ran}
+    return {cpu: _smallest(ran[cpu]) for cpu in classes if cpu in ran}
+
+
+def _smallest(types: Collection[str]) -> str:
+    return min(types, key=lambda name: (len(name), name))
+
+
+def left_out(
+    runs: Sequence[Run], functions: Sequence[Function], *, family: str, classes: Sequence[int]
+) -> list[JSON]:
+    """Return the inputs of the file that are in no function, and why."""
+    kept = {(function.name, one.name) for function in functions for one in function.inputs}
+    tried: dict[tuple[str, str], set[int]] = defaultdict(set)
+    good: set[tuple[str, str]] = set()
+    for run in runs:
+        key = (run.function, run.input)
+        tried.setdefault(key, set())
+        if _of_family(run.machine, family) and run.cpu_m in classes:
+            tried[key].add(run.cpu_m)
+            if run.good:
+                good.add(key)
+    return [
+        {
+            "function": key[0],
+            "input": key[1],
+            "why": f"ran at {len(tried[key])} of {len(classes)} classes on {family}"
+            + ("" if key in good else ", never with success"),
+        }
+        for key in sorted(tried.keys() - kept)
+    ]
 
 
 def functions(
@@ -209,10 +239,15 @@ def functions(
         CommandError: A function has no usable input, or an input no features.
     """
     at = machines(runs, family=family, classes=classes)
+    types: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for run in runs:
+        if run.cpu_m in at and _of_family(run.machine, family):
+            types[run.function, run.cpu_m].add(run.machine)
+    smallest = {key: _smallest(names) for key, names in types.items()}
     cells: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     floors: dict[tuple[str, str], int] = {}
     for run in runs:
-        if at.get(run.cpu_m) != run.machine:
+        if smallest.get((run.function, run.cpu_m)) != run.machine:
             continue
         key = (run.function, run.input)
         times = cells[key][run.cpu_m]

@@ -156,7 +156,7 @@ def measure(given: argparse.Namespace) -> JSON:
     Raises:
         CommandError: An option or a file cannot be used.
     """
-    machine, functions = _functions(given)
+    machine, functions, left_out = _functions(given)
     static = tuple(
         f"static-{cpu / 1000:g}" for cpu in sorted({c for f in functions for c in f.ladder.cpu_m})
     )
@@ -185,6 +185,7 @@ def measure(given: argparse.Namespace) -> JSON:
             "split": bool(given.synthetic_feature and given.split),
         },
         "harness": harness(functions),
+        "left_out": left_out,
         "functions": {
             function.name: {
                 "inputs": len(function.inputs),
@@ -224,8 +225,8 @@ def measure(given: argparse.Namespace) -> JSON:
     }
 
 
-def _functions(given: argparse.Namespace) -> tuple[str, list[Function]]:
-    """Return the machine family and what ran on it."""
+def _functions(given: argparse.Namespace) -> tuple[str, list[Function], list[JSON]]:
+    """Return the machine family, what ran on it, and which inputs of the file did not."""
     for name, low in (("requests", 1), ("seeds", 1), ("warm_up", 0)):
         if getattr(given, name) < low:
             raise CommandError(
@@ -260,10 +261,15 @@ def _functions(given: argparse.Namespace) -> tuple[str, list[Function]]:
             f"--synthetic-feature {', '.join(sorted(unknown))}: no such function with enough runs. "
             f"There are {', '.join(function.name for function in found)}."
         )
-    return family, [
+    dated = [
         recorded_runs.with_deadlines(function, regime=given.regime, factor=given.deadline_factor)
         for function in found
     ]
+    return (
+        family,
+        dated,
+        recorded_runs.left_out(runs, found, family=family, classes=classes),
+    )
 
 
 def _names(wanted: str, static: tuple[str, ...]) -> list[str]:
@@ -391,6 +397,10 @@ def text(document: JSON) -> str:
         (
             f"exact, uniform over {exact['pairs']} inputs: late % of constants "
             f"{exact['static_late_percent']}, oracle {exact['oracle_mean_vcpu']} vCPU"
+        ),
+        *(
+            f"left out: input {one['input']} of function {one['function']}, which {one['why']}"
+            for one in document["left_out"]
         ),
         "",
         f"all {len(document['functions'])} functions:",
