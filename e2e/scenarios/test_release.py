@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from e2e import stack as st
-from e2e.scenarios.builders import TEAM
+from e2e.scenarios.builders import TEAM, Client, an_intent
 
 if TYPE_CHECKING:
-    from e2e.scenarios.builders import Client
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
 
@@ -21,16 +21,50 @@ def _worker_pods(stack: st.Stack) -> set[str]:
     return {pod["metadata"]["uid"] for pod in pods if not pod["metadata"].get("deletionTimestamp")}
 
 
+def _plans(stack: st.Stack) -> list[str]:
+    """Return what is planned for each intent, for who has to find out why a worker moved."""
+    intents = stack.list("inferenceintents", TEAM)
+    return [f"{i['metadata']['name']}: {i['status']['plan']['message']}" for i in intents]
+
+
+@pytest.fixture
+def settled(stack: st.Stack, chat: dict[str, Any], token: str) -> Iterator[Client]:
+    """A client that streams from `chat`, while no intent has anything left to be measured or moved for."""
+    # An objective that a measurement still to come cannot change the answer to.
+    stack.apply(an_intent("chat"))
+    intents = stack.list("inferenceintents", TEAM)
+    served = [i for i in intents if st.condition(i, "Ready").get("status") == "True"]
+    for name in {"chat", *(intent["metadata"]["name"] for intent in served)}:
+        stack.wait_condition(name, TEAM, "Fingerprinted", seconds=300)
+        stack.wait_condition(name, TEAM, "Ready", seconds=300)
+    st.wait_for(
+        "one generation of workers",
+        lambda: all(
+            d["status"].get("replicas") == d["status"].get("readyReplicas") == d["spec"]["replicas"]
+            for d in stack.list("deployments", TEAM)
+        ),
+        seconds=120,
+        seen=lambda: [d["status"] for d in stack.list("deployments", TEAM)],
+    )
+    streaming = Client(stack, token=token, model="chat")
+    streaming.start()
+    st.wait_for(
+        "the client's first answer", lambda: streaming.answers or streaming.failures, seconds=90
+    )
+    yield streaming
+    streaming.stop()
+
+
 def test_lint_is_strict_and_clean(stack: st.Stack) -> None:
     """`helm lint --strict` finds nothing."""
     assert "0 chart(s) failed" in stack.cluster.helm("lint", "--strict", str(st.CHART))
 
 
 def test_an_upgrade_restarts_no_worker_and_fails_no_request(
-    stack: st.Stack, chat: dict[str, Any], client: Client
+    stack: st.Stack, settled: Client
 ) -> None:
     """Upgrading the release, even with a restarted operator, leaves the workers and their streams alone."""
-    before = _worker_pods(stack)
+    client, before = settled, _worker_pods(stack)
     stack.install(extra=({"operator": {"podAnnotations": {"restarted": "once"}}},))
     served = len(client.answers)
     st.wait_for(
@@ -39,7 +73,7 @@ def test_an_upgrade_restarts_no_worker_and_fails_no_request(
         seconds=90,
     )
     client.stop()
-    assert _worker_pods(stack) == before
+    assert _worker_pods(stack) == before, _plans(stack)
     assert client.failures == []
 
 
