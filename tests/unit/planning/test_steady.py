@@ -198,3 +198,26 @@ def test_a_row_does_not_hang_on_the_rows_beside_it():
     for row, number in enumerate(which):
         alone = Replicas([kinds[number]])
         assert (figures(alone, np.array([row]), np.array([0])) == all_at_once[row]).all()
+
+
+def test_rows_looked_at_apart_have_the_figures_that_they_have_together():
+    """Little used replicas have the same figures to the last bit beside full ones and without them."""
+    replica = _replica(prompt=512, output=128)
+    use = np.linspace(0.0, 0.98, 120)
+    which = np.zeros(len(use), dtype=np.intp)
+    slots = np.where(np.arange(len(use)) % 3, replica.slots, 4)
+    replicas = replica.all
+    states = replicas.steady(which, slots=slots, rate=use * replicas.capacity(which, slots))
+    quantiles = [0.5, 0.95, 0.99]
+    waits = replicas.waits(states)
+    parts = list(states.alike())
+    assert len(parts) > 2
+    assert len({some.seen.shape[1] for _, some in parts}) > 2
+    assert sorted(row for rows, _ in parts for row in rows) == list(range(len(use)))
+    for rows, some in parts:
+        apart = replicas.waits(some)
+        assert np.array_equal(apart.mean(), waits.mean()[rows])
+        left = [1 - quantile for quantile in quantiles]
+        assert np.array_equal(apart.exceeded(left), waits.exceeded(left)[rows])
+        together = replicas.tpot_us(states, quantiles)[rows]
+        assert np.array_equal(replicas.tpot_us(some, quantiles), together)

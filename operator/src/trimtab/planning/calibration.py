@@ -151,15 +151,22 @@ class Correction:
     def _trusted_groups(self) -> dict[int, dict[int, list[Residual]]]:
         return {size: _buckets(found) for size, found in _sizes(self._trusted).items()}
 
+    @cached_property
+    def _trusted_means(self) -> dict[int, dict[int, tuple[float, float]]]:
+        return {
+            size: {bucket: _mean(group) for bucket, group in groups.items()}
+            for size, groups in self._trusted_groups.items()
+        }
+
     def _without(self, left_out: Residual) -> dict[int, Curve]:
         """Return the trusted rows without one residual: only its own group's mean is found anew."""
         size, bucket = left_out.tensor_parallel_size, _bucket(left_out)
-        groups = self._trusted_groups[size]
-        rest = list(groups[bucket])
+        rest = list(self._trusted_groups[size][bucket])
         rest.remove(left_out)
-        left = [found for b in sorted(groups) if (found := rest if b == bucket else groups[b])]
+        means = self._trusted_means[size]
+        left = {b: _mean(rest) if b == bucket else means[b] for b in means if b != bucket or rest}
         rows = {s: row for s, row in self._trusted_rows.items() if s != size}
-        return rows | ({size: _flat(left)} if left else {})
+        return rows | ({size: _through([left[b] for b in sorted(left)])} if left else {})
 
     def _shrunk(self, rows: Mapping[int, Curve], count: int, size: int, batch: float) -> float:
         return count / (count + 1) * self._span(rows, size).at(_log2(batch)) if rows else 0.0
@@ -282,8 +289,20 @@ def _bucket(residual: Residual) -> int:
 
 
 def _flat(groups: Sequence[Sequence[Residual]]) -> Curve:
-    xs = [statistics.fmean(_log2(r.batch) for r in group) for group in groups]
-    ys = [statistics.fmean(r.error for r in group) for group in groups]
+    return _through([_mean(group) for group in groups])
+
+
+def _mean(group: Sequence[Residual]) -> tuple[float, float]:
+    """Return the mean log₂ B of a group and its mean error."""
+    return (
+        statistics.fmean([_log2(r.batch) for r in group]),
+        statistics.fmean([r.error for r in group]),
+    )
+
+
+def _through(means: Sequence[tuple[float, float]]) -> Curve:
+    """Return the curve through groups' means, flat beyond both ends."""
+    xs, ys = zip(*means, strict=True)
     # A curve keeps its last slope; a second knot of equal height ends it.
     return Curve((*xs, xs[-1] + 1), (*ys, ys[-1]))
 

@@ -111,13 +111,14 @@ class _Figures:
         self, rows: Ints, replicas: Replicas, states: States, quantiles: Sequence[float]
     ) -> None:
         """Note what some rows deliver in their states."""
-        waits = replicas.waits(states)
         self.extrapolated[rows] = replicas.extrapolates(states)
         self.running[rows] = states.running
         self.step_us[rows] = states.step_us
-        self.ttft_us[rows] = waits.mean()
-        self.ttfts[rows] = waits.exceeded([1 - quantile for quantile in quantiles])
-        self.tpots[rows] = replicas.tpot_us(states, quantiles)
+        for places, some in states.alike():
+            mine, waits = rows[places], replicas.waits(some)
+            self.ttft_us[mine] = waits.mean()
+            self.ttfts[mine] = waits.exceeded([1 - quantile for quantile in quantiles])
+            self.tpots[mine] = replicas.tpot_us(some, quantiles)
 
 
 class _Row(NamedTuple):

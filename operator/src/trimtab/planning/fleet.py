@@ -43,8 +43,10 @@ from trimtab.planning.sharing import (
 )
 from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView
 from trimtab.planning.survey import Surveys
+from trimtab.planning.uncollected import uncollected
 
 
+@uncollected()
 def plan_fleet(
     snapshot: FleetSnapshot, policy: PlannerPolicy, *, surveys: Surveys | None = None
 ) -> FleetPlan:

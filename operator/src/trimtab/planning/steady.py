@@ -16,8 +16,8 @@ at one rate, a column a number of requests in it.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import Final
@@ -32,6 +32,11 @@ _ITERATIONS: Final = 40
 _GRID_STEP: Final = 1.2
 _MOST_WAITING: Final = 8
 _NEGLIGIBLE: Final = 1e-7
+# Logarithm of a probability that is lost in the rounding of any sum with the likeliest one's, by far.
+_UNSEEN: Final = -80.0
+# Last likely states between which rows are looked at apart, if they are more than a few.
+_WIDTHS: Final = (8, 24, 64, 192, 768)
+_FEW: Final = 48
 _STEP_ERROR: Final = 1e-4
 # Of nobody's arrivals: its logarithm is finite.
 _LEAST_RATIO: Final = 1e-300
@@ -84,7 +89,7 @@ class Replicas:
         self.decode_us = self._decode_us(which, batch)
         chunks = self._chunks(which, batch)
         self._chunk = self._prompt[which] / chunks
-        self._chunk_us = self._extra_us(which, batch, self._chunk)
+        self._chunk_us = self._extra_us(which, batch, self._chunk, resting=self.decode_us)
         self.service_us = chunks * (self.decode_us + self._chunk_us)
         decodes = np.array([kind.output > 1 for kind in kinds])
         decoding = np.where(decodes, self._tokens * self.decode_us[:, 1], 0.0)
@@ -131,6 +136,9 @@ class Replicas:
         heights = np.cumsum(pick(rises, running - 1), axis=1)
         heights[found > (slots + waiting)[:, None]] = -np.inf
         top = np.maximum(0.0, heights.max(axis=1))[:, None]
+        # States that no sum would notice: most of those of a replica that is little used.
+        width = 1 + int(np.max(np.nonzero((heights > top + _UNSEEN).any(axis=0))[0], initial=0))
+        heights, running, endings = (t[:, :width] for t in (heights, running, endings))
         weights = np.exp(np.concatenate([-top, heights - top], axis=1))
         seen = weights / totals(weights)[:, None]
         decoding = totals(running * seen[:, 1:])
@@ -159,7 +167,7 @@ class Replicas:
         are short beside the token budget share steps instead of queueing.
         """
         slots = states.slots[:, None]
-        likely = states.seen > _NEGLIGIBLE
+        likely = states.likely()
         last = int(np.nonzero(likely.any(axis=0))[0][-1])
         # Who finds all slots but one taken waits as all after it do, but for slots that come free.
         found = np.arange(max(1, min(last + 1, int(slots.max()) - 1)))
@@ -241,11 +249,15 @@ class Replicas:
         rates = self._throughput(which, np.array(grid)[None, :])
         below = np.zeros((len(rates), len(grid) + 1))
         below[:, 1:] = np.maximum.accumulate(rates, axis=1)
-        at = self._throughput(which, np.arange(1.0, self._most.max() + 1)[None, :])
+        every = np.arange(1.0, self._most.max() + 1)[None, :]
+        at = self._throughput(which, every, resting=self.decode_us[:, 1:])
         return np.array(grid), below, at
 
-    def _throughput(self, which: Ints, running: Floats) -> Floats:
-        """Return the rates at which so many sequences work; prompts must keep up."""
+    def _throughput(self, which: Ints, running: Floats, *, resting: Floats | None = None) -> Floats:
+        """Return the rates at which so many sequences work; prompts must keep up.
+
+        ``resting`` are the times of steps that only decode them, where they are known.
+        """
         prompt = self._prompt[which]
         tokens = prompt * running / self._tokens[which]
         # Where the budget binds, prompts fill it, and sequences wait for prompts.
@@ -253,9 +265,9 @@ class Replicas:
         binds = tokens > full
         chunk = prompt / self._chunks(which, running)
         part = np.where(binds, full, np.maximum(tokens, chunk))
-        extra = self._extra_us(which, running, part)
+        resting = self._decode_us(which, running) if resting is None else resting
+        extra = self._extra_us(which, running, part, resting=resting)
         often = np.where(binds | (tokens > chunk), 1.0, tokens / chunk)
-        resting = self._decode_us(which, running)
         step = resting + often * extra
         ended: Floats = np.where(binds, full / prompt, running / self._tokens[which])
         return ended / step * 1e6
@@ -314,12 +326,18 @@ class Replicas:
         room = np.maximum(1.0, self._budget[which] - beside)
         return np.maximum(1.0, np.ceil(self._prompt[which] / room))
 
-    def _extra_us(self, which: Ints, beside: Floats, chunk: Floats) -> Floats:
-        """Return what ``chunk`` prompt tokens add to a step of ``beside`` sequences."""
+    def _extra_us(
+        self, which: Ints, beside: Floats, chunk: Floats, *, resting: Floats | None = None
+    ) -> Floats:
+        """Return what ``chunk`` prompt tokens add to a step of ``beside`` sequences.
+
+        ``resting`` is that step's time without them, where it is known.
+        """
         context = self._context[which]
         steps = Beside(self._models, which, beside, context=context, sampled=1 + beside)
         step = steps.step_us(chunk + beside, chunk * self._prompt[which] / 2)
-        return np.maximum(0.0, step - self._decode_us(which, beside))
+        alone = self._decode_us(which, beside) if resting is None else resting
+        return np.maximum(0.0, step - alone)
 
     def _decode_us(self, which: Ints, batch: Floats) -> Floats:
         """Return the time of a step that decodes ``batch`` sequences, not only whole ones."""
@@ -336,6 +354,7 @@ class States:
         rate: Requests per second.
         steps: Mean time of a step of 1, 2, … sequences, prompts included.
         seen: Probability that an arriving request finds k others, by k; beyond the slots they wait.
+            Of what lies beyond the last column nothing is left.
         most: Most others that a request may find.
         running: Sequences that decode on average.
         step_us: Mean time per output token over requests.
@@ -350,7 +369,26 @@ class States:
     running: Floats
     step_us: Floats
 
-    def only(self, rows: Bools) -> "States":
+    def likely(self) -> Bools:
+        """Tell which numbers of others a request may well find."""
+        return self.seen > _NEGLIGIBLE
+
+    def alike(self) -> Iterator[tuple[Ints, "States"]]:
+        """Yield rows with about equally many likely states, and their states without the unlikely.
+
+        It changes nothing but the time that figures take: a table is as wide as its widest row, and a
+        full replica has a hundred times as many likely states as one that is little used.
+        """
+        likely = self.likely()
+        last = likely.shape[1] - 1 - np.argmax(likely[:, ::-1], axis=1)
+        kinds = np.digitize(last, _WIDTHS) if len(last) > _FEW else np.zeros(len(last), np.intp)
+        for kind in np.unique(kinds):
+            rows: Ints = np.nonzero(kinds == kind)[0]
+            some = self.only(rows)
+            # One column more than likely ones: quantiles are reached within them.
+            yield rows, replace(some, seen=some.seen[:, : int(last[rows].max()) + 2])
+
+    def only(self, rows: Bools | Ints) -> "States":
         """Return some of the rows."""
         return States(
             which=self.which[rows],

@@ -404,10 +404,12 @@ def _check(fingerprint: Fingerprint) -> None:
             )
     for smaller in (*fingerprint.decode, *fingerprint.prefill):
         for larger in (*fingerprint.decode, *fingerprint.prefill):
+            if not _grows(smaller, larger):
+                continue
             noise = 3 * 1.253 * 1.4826 * (smaller.mad2_us + larger.mad2_us)
             noise /= math.sqrt(min(smaller.repeats, larger.repeats))
             floor = (1 - _FALL_LIMIT) * smaller.t2_us - noise
-            if _grows(smaller, larger) and larger.t2_us < floor:
+            if larger.t2_us < floor:
                 raise FingerprintInvalidError(
                     f"Fingerprint {fingerprint.key.digest()}: time falls from {smaller.t2_us} to "
                     f"{larger.t2_us} µs from (batch {smaller.batch}, context {smaller.context}, "
@@ -420,9 +422,9 @@ def _grows(smaller: StepPoint, larger: StepPoint) -> bool:
     if bool(smaller.chunk) != bool(larger.chunk):
         return False
     return (
-        smaller != larger
-        and larger.batch >= smaller.batch
+        larger.batch >= smaller.batch
         and larger.context >= smaller.context
         and larger.chunk >= smaller.chunk
         and larger.cached >= smaller.cached
+        and smaller != larger
     )
