@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from e2e.cluster.control_plane import FAKE_NODE
 from tests.control_plane.operator.lab import an_intent
@@ -65,18 +65,28 @@ class Recorder(Pool):
         return found
 
 
+BUSY_MINUTES: Final = 30
+
+
 class ScriptedLoads(LoadBook):
     """Loads as a script says: kwok pods serve nobody."""
 
     def __init__(self) -> None:
         super().__init__()
         self.script: dict[str, Load] = {}
+        self._past: dict[str, deque[Load]] = {}
+
+    def minute(self, uid: str, load: Load) -> None:
+        """Let a simulated minute begin."""
+        self.script[uid] = load
+        self._past.setdefault(uid, deque(maxlen=BUSY_MINUTES)).append(load)
 
     def of(self, uid: str) -> Load | None:
         return self.script.get(uid)
 
     def busy(self, uid: str) -> Load | None:
-        return self.script.get(uid)
+        """Return the busiest of the last half hour, as the real book does with its percentile."""
+        return max(self._past.get(uid, ()), key=lambda load: load.requests_per_second, default=None)
 
 
 def a_gpu_node(name: str, product: str, *, gpus: int, fleet: str) -> Manifest:

@@ -222,13 +222,15 @@ async def _loaded(
     for minute in range(minutes):
         for n, name in enumerate(sorted(noisy)):
             rate = ONE_CARRIES * (1 + 0.15 * math.sin(minute * (2 + n / 7)))
-            fleet.loads.script[uids[name]] = Load(
-                requests_per_second=rate, prompt_tokens=512, output_tokens=128
+            fleet.loads.minute(
+                uids[name],
+                Load(requests_per_second=rate, prompt_tokens=512, output_tokens=128),
             )
         for name in surging:
             rate = 60 if minutes / 4 <= minute < 3 * minutes / 4 else 6
-            fleet.loads.script[uids[name]] = Load(
-                requests_per_second=rate, prompt_tokens=512, output_tokens=128
+            fleet.loads.minute(
+                uids[name],
+                Load(requests_per_second=rate, prompt_tokens=512, output_tokens=128),
             )
         assert run.operator is not None
         run.operator.fleet.ask()

@@ -216,6 +216,16 @@ def test_a_better_configuration_waits_ten_minutes():
     assert _said(recent, missed)[:3] == ("Move", 2, "Missed")
 
 
+def test_what_is_better_this_minute_waits_until_it_carries_a_busy_one():
+    """Unless what runs misses its target now, is edited, or serves nobody."""
+    target = wanted(2, config=TWO, room=4, lasts=False)
+    assert _said(running(2), target)[3] == "StillNeeded"
+    assert _said(running(2), replace(target, lasts=True))[0] == "Move"
+    assert _said(running(2), replace(target, running_meets=False))[0] == "Move"
+    assert _said(running(2), replace(target, generation=2))[0] == "Move"
+    assert _said(running(2, ready=0), target)[0] == "Move"
+
+
 def test_what_is_better_waits_for_the_measurements_that_are_on_their_way():
     """Of two options one is measured and one estimated; what misses its target or is edited does not wait."""
     target = wanted(2, config=TWO, room=4, measuring=True)

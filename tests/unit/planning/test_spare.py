@@ -6,13 +6,14 @@ from tests.unit.planning.builders import (
     POLICY,
     a_fingerprint,
     a_fleet,
+    a_key,
     a_pool,
     an_intent,
 )
-from tests.unit.planning.change_builders import ONE, a_load
+from tests.unit.planning.change_builders import ONE, TWO, a_load
 from trimtab.planning import spare
 from trimtab.planning.fleet import plan_fleet
-from trimtab.planning.snapshot import Assignment, Targets
+from trimtab.planning.snapshot import Assignment, Constraints, Targets
 from trimtab.planning.spare import findings
 
 TARGET = Targets(tpot_us=80_000, ttft_us=2_000_000)
@@ -125,3 +126,32 @@ def test_one_that_cannot_be_predicted_says_so_and_the_others_are_judged(monkeypa
     assert (bad.meets, bad.running_meets, bad.fewest) == (True, True, 4)
     assert bad.problem == "ZeroDivisionError: a rate of 0"
     assert (good.fewest, good.problem) == (3, "")
+
+
+def _lasts(*, busy):
+    """Return what is found about two threads that run where, this minute, one would be cheaper."""
+    intent = an_intent(
+        load=a_load(0.5), busy_load=a_load(busy), objective="TargetLatency", targets=TARGET,
+        constraints=Constraints(max_replicas=1),
+    )  # fmt: skip
+    pools = tuple(a_pool(f"n{n}", threads=2, gib=8) for n in range(3))
+    both = tuple(
+        a_fingerprint(
+            key=a_key(threads=t), layer_us=700 / t, fixed_us=5000 / t, us_per_token=20 / t
+        )
+        for t in (1, 2)
+    )
+    held = Assignment(
+        intent_uid=intent.uid, config=TWO, replicas=1, nodes=(("n0", 1),), generation=1
+    )
+    bare = a_fleet(intent, pools=pools, fingerprints=both)
+    plan = plan_fleet(bare, POLICY)
+    assert plan.intents[0].option.config == ONE
+    return findings(replace(bare, assignments=(held,)), plan, policy=POLICY)[0].lasts
+
+
+def test_what_is_cheaper_this_minute_must_carry_the_busy_part_too():
+    """It lasts at a load that it carries, and at one that what runs does not carry either; not between."""
+    found = [_lasts(busy=rate) for rate in (0.5, 3, 4, 5, 6, 60)]
+    assert (found[0], found[-1]) == (True, True)
+    assert not all(found)

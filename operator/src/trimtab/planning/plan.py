@@ -301,6 +301,7 @@ class Findings:
         running_meets: So does what runs, at the planned load.
         fewest: Replicas of the running configuration, at most one step fewer than there are, that meet
             the target with margin + 10 points at the busy load.
+        lasts: The wanted option meets the target at the busy load, or what runs does not either.
         problem: Why nothing could be found out; then the rest says that all of it is needed.
         waits: The plan's budget was used up before ``fewest`` was found.
     """
@@ -309,6 +310,7 @@ class Findings:
     meets: bool
     running_meets: bool
     fewest: int
+    lasts: bool = True
     problem: str = ""
     waits: bool = False
 

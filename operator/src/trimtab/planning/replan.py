@@ -141,6 +141,7 @@ class Wanted:
         fewest: Replicas of what runs that meet the target with margin + 10 points at the p95 load of
             30 min, for 10 min now; None while unknown.
         fewest_now: The same without those 10 min.
+        lasts: The wanted option meets the target at that load, or what runs does not either.
         room: Replicas of the wanted configuration that fit beside everything that runs.
         swaps: One of them fits where one of those that run is taken away.
         needed: It takes less than what runs, and somebody who is not served yet is planned there.
@@ -157,6 +158,7 @@ class Wanted:
     running_meets: bool = True
     fewest: int | None = None
     fewest_now: int | None = None
+    lasts: bool = True
     room: int = 0
     swaps: bool = True
     needed: bool = False
@@ -312,6 +314,9 @@ def _move(current: Running, wanted: Wanted, *, now_us: int, policy: PlannerPolic
     if cause == "Better" and wanted.measuring and current.ready > 0:
         # Of two options one is measured and one estimated: that says which was measured first.
         return _keep(current, "Measuring")
+    if cause == "Better" and not wanted.lasts and current.ready > 0:
+        # Cheaper for the load of this minute: the next busy one would turn it back.
+        return _keep(current, "StillNeeded")
     replicas, mode = wanted.replicas, _mode(current, wanted)
     if mode == "BreakBeforeMake" and not forced and current.ready > 0:
         return _keep(current, "Lone" if current.ready < 2 else "NoRoom")

@@ -3,7 +3,9 @@
 Made where plans are made, from the same snapshot; ``next_step`` adds time to it. Scale-down follows
 a consolidation that was computed, not a rate that fell: r - 1 replicas take the whole load of the
 busy part of the last half hour, and meet the target with 10 points more than the margin (planner.md
-§9; Dynamo PR #9294 flapped between one and two replicas without that).
+§9; Dynamo PR #9294 flapped between one and two replicas without that). A configuration that is merely
+better is not moved to either before it carries that busy part: two that are cheap and strong enough in
+turn would change places every ten minutes.
 """
 
 from dataclasses import replace
@@ -15,7 +17,14 @@ from trimtab.planning.policy import PlannerPolicy
 from trimtab.planning.replan import bound
 from trimtab.planning.short_list import Trials
 from trimtab.planning.simulations import Simulations
-from trimtab.planning.snapshot import Assignment, FleetSnapshot, IntentView, Load, ModelView
+from trimtab.planning.snapshot import (
+    Assignment,
+    Config,
+    FleetSnapshot,
+    IntentView,
+    Load,
+    ModelView,
+)
 from trimtab.planning.sources import Sources
 from trimtab.planning.workload import PlannedLoad, planned_load
 
@@ -79,11 +88,11 @@ def _found(
     load = planned_load(intent.load, context_length=model.context_length, policy=policy)
     busy = _busy(intent.busy_load, load)
 
-    def judged(replicas: int, at: PlannedLoad) -> Judged:
+    def judged(replicas: int, at: PlannedLoad, config: Config = assignment.config) -> Judged:
         one = evaluate(
             intent,
             model,
-            assignment.config,
+            config,
             replicas=replicas,
             load=at,
             snapshot=snapshot,
@@ -102,33 +111,42 @@ def _found(
         policy=policy,
     )
 
-    def roomy(one: Option) -> bool:
+    def roomy(one: Option, points: int) -> bool:
         more = replace(
             one,
-            margin_permille=one.margin_permille + policy.spare_margin_permille,
-            ttft_margin_permille=one.ttft_margin_permille + policy.spare_margin_permille,
+            margin_permille=one.margin_permille + points,
+            ttft_margin_permille=one.ttft_margin_permille + points,
         )
         found = judge(intent, more, load=busy, priced=False, policy=policy)
-        return found.meets and _has_headroom(more, policy)
+        return found.meets and _has_headroom(more, points, policy)
 
-    def spares(replicas: int) -> bool:
-        one = judged(replicas, busy)
-        if not roomy(one.option):
+    def carries(replicas: int, config: Config, *, points: int) -> bool:
+        one = judged(replicas, busy, config)
+        if not roomy(one.option, points):
             return False
         followed = trials.simulated(one) if trials.open else None
         # Nothing is taken away on the closed form's word where the plan's budget is to blame.
-        return roomy(followed.option) if followed is not None else not trials.waits
+        return roomy(followed.option, points) if followed is not None else not trials.waits
+
+    def spares(replicas: int) -> bool:
+        return carries(replicas, assignment.config, points=policy.spare_margin_permille)
 
     fewest = assignment.replicas
     least = max(1, assignment.replicas - bound(assignment.replicas, policy=policy))
     # Only fewer than run matter, and more than the plan wants: each costs a prediction.
     while fewest > max(least, min(option.replicas, assignment.replicas)) and spares(fewest - 1):
         fewest -= 1
+    lasts = (
+        option.config == assignment.config
+        or carries(option.replicas, option.config, points=0)
+        or not carries(assignment.replicas, assignment.config, points=0)
+    )
     return Findings(
         uid=intent.uid,
         meets=judge(intent, option, load=load, priced=False, policy=policy).meets,
         running_meets=judged(assignment.replicas, load).meets,
         fewest=fewest,
+        lasts=lasts,
         waits=trials.waits,
     )
 
@@ -139,6 +157,7 @@ def _needed(assignment: Assignment, *, problem: str = "") -> Findings:
         meets=True,
         running_meets=True,
         fewest=assignment.replicas,
+        lasts=not problem,
         problem=problem,
     )
 
@@ -155,11 +174,11 @@ def _busy(busy: Load | None, planned: PlannedLoad) -> PlannedLoad:
     )
 
 
-def _has_headroom(option: Option, policy: PlannerPolicy) -> bool:
-    """Tell whether an option keeps margin + 10 points of its capacity, targets or none.
+def _has_headroom(option: Option, points: int, policy: PlannerPolicy) -> bool:
+    """Tell whether an option keeps margin and so many permille of its capacity, targets or none.
 
     Objectives without a target would scale down to a replica that is just not overloaded.
     """
     predicted = option.predicted
-    most = 1000 * 1000 // (1000 + policy.margin_high_permille + policy.spare_margin_permille)
+    most = 1000 * 1000 // (1000 + policy.margin_high_permille + points)
     return not predicted.overloaded and predicted.utilisation_permille <= most

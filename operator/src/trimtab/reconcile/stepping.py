@@ -251,6 +251,7 @@ class Stepper:
             running_meets=found.running_meets if found else True,
             fewest=seen.spare.fewest(now_us=now_us, policy=self._policy),
             fewest_now=found.fewest if found else None,
+            lasts=found.lasts if found else True,
             room=room,
             swaps=swaps,
             needed=self._newcomers and _takes_less(option, running),

@@ -50,6 +50,7 @@ class FleetDecisions:
                 meets=finding.meets if finding else True,
                 running_meets=finding.running_meets if finding else True,
                 fewest=finding.fewest if finding else one.option.replicas,
+                lasts=finding.lasts if finding else True,
             )
         self._known[snapshot] = decisions
         return decisions, took

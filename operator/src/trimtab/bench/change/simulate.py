@@ -227,6 +227,7 @@ class World:
                 running_meets=decision.running_meets,
                 fewest=watch.fewest(now_us=now_us, policy=self._policy),
                 fewest_now=decision.fewest,
+                lasts=decision.lasts,
                 room=self.plant.room(decision.config, memory_bytes=decision.memory_bytes),
                 swaps=self.plant.swaps(
                     intent.uid, decision.config, memory_bytes=decision.memory_bytes

@@ -18,6 +18,7 @@ class Decision:
     meets: bool
     running_meets: bool
     fewest: int
+    lasts: bool = True
 
 
 class Planner(Protocol):

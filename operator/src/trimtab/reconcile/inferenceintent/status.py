@@ -26,8 +26,8 @@ _HELD: Final[Mapping[str, str]] = {
     "Dwell": "What runs stays for now: there is one change in ten minutes.",
     "Measuring": "What runs stays until the measurements that the plan asks for are there.",
     "StillNeeded": (
-        "No replica is taken away yet: fewer must have carried the busy part of the last half hour, "
-        "with 10 points more than the margin, for ten minutes."
+        "What runs stays for now: what is wanted instead must carry the busy part of the last half "
+        "hour too, and fewer replicas with 10 points more than the margin, for ten minutes."
     ),
     "Lone": (
         "What runs stays: no node has room for a replica beside the only one, which would be an "
