@@ -21,7 +21,7 @@ from tests.unit.planning.change_builders import (
 from trimtab.bench.change.report import measures, reversals
 from trimtab.bench.change.values import Event
 from trimtab.planning.load_history import Bucket, LoadHistory, added, dump, join, parse
-from trimtab.planning.replan import Cause, Hold, Kind, Mode, bound, next_step
+from trimtab.planning.replan import Cause, Hold, Kind, Mode, Step, bound, next_step
 from trimtab.planning.snapshot import Constraints
 from trimtab.planning.transition import Candidate, admit, changed, in_transition
 from trimtab.planning.triggers import Debounce, SpareWatch
@@ -188,8 +188,8 @@ def test_the_budget_of_a_transition_is_kept(parts):
         candidates.append(
             Candidate(uid=f"{n}", priority=0, created_seconds=n, running=current, step=step)
         )
-    steps = admit(candidates, totals={"cpu": 200}, policy=POLICY)
-    moving = sum(in_transition(c.running) for c in candidates)
+    steps = admit(candidates, totals={"cpu": 200}, now_us=NOW, policy=POLICY)
+    moving = sum(in_transition(c.running, now_us=NOW, policy=POLICY) for c in candidates)
     held = [c for c in candidates if steps[c.uid].held == "Transition"]
     taken = [c for c in candidates if steps[c.uid].kind != "Keep"]
     for candidate in held:
@@ -197,14 +197,50 @@ def test_the_budget_of_a_transition_is_kept(parts):
         assert steps[candidate.uid].replicas == candidate.running.replicas
     bounded = [c for c in taken if c.step.cause not in ("Lost", "New", "Pins")]
     free = [c for c in taken if c.step.cause in ("Lost", "New", "Pins")]
-    more = sum(changed(c) for c in bounded)
+    moves = {c.uid: changed(c, now_us=NOW, policy=POLICY) for c in taken}
+    more = sum(moves[c.uid] for c in bounded)
     alone = len(bounded) == 1
     assert (
         alone
         or more == 0
-        or moving + sum(map(changed, free)) + more
-        <= max(20, *(changed(c) + in_transition(c.running) for c in bounded))
+        or moving + sum(moves[c.uid] for c in free) + more
+        <= max(
+            20,
+            *(moves[c.uid] + in_transition(c.running, now_us=NOW, policy=POLICY) for c in bounded),
+        )
     )
+
+
+@SOME
+@given(
+    broken=st.lists(st.tuples(existing, st.integers(0, 60)), min_size=1, max_size=6),
+    replicas=st.integers(1, 60),
+)
+def test_what_is_stuck_holds_nobody_up_for_ever(broken, replicas):
+    """Whatever never becomes ready, and however large: after a bounded time another goes ahead."""
+    later = NOW + POLICY.change_seconds * SECOND
+    candidates = [
+        Candidate(
+            uid=f"{n}",
+            priority=9,
+            created_seconds=0,
+            running=(stuck := replace(current, ready=min(ready, current.replicas))),
+            step=next_step(stuck, None, now_us=later, policy=POLICY)
+            or Step(kind="Keep", config=stuck.config, replicas=stuck.replicas),
+        )
+        for n, (current, ready) in enumerate(broken)
+    ]
+    step = next_step(
+        running(replicas),
+        wanted(replicas + 1, generation=2),
+        now_us=later,
+        policy=POLICY,
+    )
+    edited = Candidate(
+        uid="edited", priority=0, created_seconds=1, running=running(replicas), step=step
+    )
+    steps = admit([*candidates, edited], totals={"cpu": 8}, now_us=later, policy=POLICY)
+    assert (steps["edited"].kind, steps["edited"].held) == ("Scale", "None")
 
 
 counts = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 50)), max_size=40)

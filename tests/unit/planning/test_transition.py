@@ -1,10 +1,11 @@
 from dataclasses import replace
 
 from tests.unit.planning.builders import POLICY, a_pool
-from tests.unit.planning.change_builders import ONE, TWO, running
+from tests.unit.planning.change_builders import ONE, SECOND, TWO, running
 from trimtab.planning.replan import Step
 from trimtab.planning.transition import Candidate, admit, devices, devices_by_product
 
+NOW = 10**10
 GPU = replace(ONE, product="NVIDIA-H100", threads=0, tensor_parallel_size=4)
 
 
@@ -20,7 +21,7 @@ def _move(uid, *, cause="Better", current=None, replicas=2, **fields):
 
 
 def _admitted(*candidates, total=100):
-    steps = admit(candidates, totals={"cpu": total}, policy=POLICY)
+    steps = admit(candidates, totals={"cpu": total}, now_us=NOW, policy=POLICY)
     return sorted(uid for uid, step in steps.items() if step.kind != "Keep")
 
 
@@ -49,20 +50,35 @@ def test_what_is_under_way_counts():
         uid="a",
         priority=0,
         created_seconds=0,
-        running=running(9, ready=0),
+        running=running(9, ready=0, changed_us=NOW - SECOND),
         step=Step(kind="Keep", config=ONE, replicas=9),
     )
     other = _move("b")
     assert _admitted(starting, other) == []
-    steps = admit([starting, other], totals={"cpu": 100}, policy=POLICY)
+    steps = admit([starting, other], totals={"cpu": 100}, now_us=NOW, policy=POLICY)
     assert (steps["b"].held, steps["b"].config, steps["b"].replicas) == ("Transition", ONE, 2)
-    rolling = replace(starting, running=running(9, rolling=True))
+    rolling = replace(starting, running=running(9, rolling=True, changed_us=NOW - SECOND))
     assert _admitted(rolling, other) == []
+
+
+def test_what_never_gets_ready_counts_for_a_bounded_time():
+    """A crash loop holds others up for the time of a change; a long roll as long as it gets on."""
+    long_ago, just_now = NOW - POLICY.change_seconds * SECOND, NOW - SECOND
+
+    def beside(**fields):
+        keep = Step(kind="Keep", config=ONE, replicas=9)
+        stuck = _move("a", current=running(9, **fields))
+        return _admitted(replace(stuck, step=keep), _move("b", cause="Edit"))
+
+    assert beside(ready=0, changed_us=just_now) == []
+    assert beside(ready=0, changed_us=long_ago) == ["b"]
+    assert beside(rolling=True, changed_us=long_ago) == ["b"]
+    assert beside(rolling=True, changed_us=long_ago, progressed_us=just_now) == []
 
 
 def test_an_intent_goes_on_with_its_own_change():
     """If all that is in transition is its own, its next step is not held."""
-    own = _move("a", current=running(40, ready=20), replicas=40)
+    own = _move("a", current=running(40, ready=20, changed_us=NOW - SECOND), replicas=40)
     assert _admitted(own) == ["a"]
 
 
@@ -99,6 +115,9 @@ def test_products_have_budgets_of_their_own():
         uid="g", priority=0, created_seconds=0, running=running(1, config=GPU), step=step
     )
     steps = admit(
-        [_move("a", replicas=9), gpu], totals={"cpu": 100, "NVIDIA-H100": 8}, policy=POLICY
+        [_move("a", replicas=9), gpu],
+        totals={"cpu": 100, "NVIDIA-H100": 8},
+        now_us=NOW,
+        policy=POLICY,
     )
     assert {uid: s.kind for uid, s in steps.items()} == {"a": "Move", "g": "Move"}

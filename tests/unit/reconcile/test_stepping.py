@@ -252,6 +252,28 @@ def test_changes_take_turns() -> None:
     assert found == [("Move", 1, "None"), ("Keep", 1, "Transition")]
 
 
+def test_a_crash_loop_holds_up_nobody_for_ever() -> None:
+    """A change that gets on holds up the next; replicas that come and go only for a bounded time."""
+    town = Town()
+    broken, edited = (town.intent(name) for name in ("a", "b"))
+    town.runs(broken, threads=2, ready=0)
+    town.runs(edited, threads=1)
+    town.plans(broken, threads=2)
+    town.plans(edited, threads=2, found={"running_meets": False})
+    assert said(town.step(edited)) == ("Keep", 1, "Transition")
+    for seconds in range(0, 1800, 300):
+        # The first time that it is ready is progress, every later one is not.
+        town.now += 150
+        town.runs(broken, threads=2, ready=1)
+        town.step(edited)
+        town.now += 150
+        town.runs(broken, threads=2, ready=0)
+        held = town.step(edited)
+        assert said(held) == (
+            ("Keep", 1, "Transition") if seconds < 1200 else ("Move", 1, "None")
+        ), seconds
+
+
 def test_what_is_paused_or_refused_holds_up_nobody() -> None:
     """A step that is never taken would keep the budget of the others for ever."""
     town = Town()

@@ -112,6 +112,8 @@ class Running:
         generation: Of the intent, when this was planned.
         rolling: Replicas of the newest template are missing or old ones still there.
         changed_us: When the last change was made or first seen; None if long ago.
+        progressed_us: When that change last got further than ever before: one more replica ready, or
+            of the newest template; None if it did not.
         lost: Replicas have no machine any more: their device is gone or excluded.
         foreign: Somebody else sets the count of replicas (Dynamo #4420: it is not fought).
     """
@@ -122,6 +124,7 @@ class Running:
     generation: int
     rolling: bool = False
     changed_us: int | None = None
+    progressed_us: int | None = None
     lost: bool = False
     foreign: bool = False
 

@@ -43,6 +43,9 @@ class _Seen:
     config: Config
     replicas: int
     changed_us: int
+    progressed_us: int | None = None
+    ready: int = 0
+    updated: int = 0
     spare: SpareWatch = field(default_factory=SpareWatch)
     judged: Findings | None = None
 
@@ -111,7 +114,9 @@ class Stepper:
                 waiting[record.uid] = found.step
         snapshot = self._current().snapshot
         totals = devices_by_product(snapshot.pools, snapshot.gpu_pools) if snapshot else {}
-        admitted = waiting | admit(candidates.values(), totals=totals, policy=self._policy)
+        admitted = waiting | admit(
+            candidates.values(), totals=totals, now_us=now_us, policy=self._policy
+        )
         before, self._steps = (
             self._steps,
             {uid: (plans[uid], step) for uid, step in admitted.items()},
@@ -143,7 +148,7 @@ class Stepper:
             return None
         if _taken_back(record, deployment):
             return None
-        seen = self._look(record.uid, rollout.config, deployment.replicas, now_us=now_us)
+        seen = self._look(record.uid, rollout.config, deployment, now_us=now_us)
         pods = self._pods(record)
         running = Running(
             config=rollout.config,
@@ -152,6 +157,7 @@ class Stepper:
             generation=rollout.generation,
             rolling=_rolling(deployment, pods),
             changed_us=seen.changed_us,
+            progressed_us=seen.progressed_us,
             lost=bool(
                 unplaced(
                     pods,
@@ -207,16 +213,24 @@ class Stepper:
             and GROUP_LABEL not in pod.labels
         ]
 
-    def _look(self, uid: str, config: Config, replicas: int, *, now_us: int) -> _Seen:
+    def _look(
+        self, uid: str, config: Config, deployment: DeploymentRecord, *, now_us: int
+    ) -> _Seen:
         """Note what runs; what is seen for the first time counts as changed just now."""
-        seen = self._seen.get(uid)
+        seen, replicas = self._seen.get(uid), deployment.replicas
         if seen is None or seen.config != config:
             if seen is not None:
                 self._replan()
             seen = self._seen[uid] = _Seen(config, replicas, now_us)
         elif seen.replicas != replicas:
-            seen.replicas, seen.changed_us = replicas, now_us
+            seen.replicas, seen.changed_us, seen.progressed_us = replicas, now_us, None
+            seen.ready = seen.updated = 0
             self._replan()
+        # Only what was never reached since that change: a replica that comes and goes is no progress.
+        ready, updated = deployment.ready_replicas, deployment.updated_replicas
+        if ready > seen.ready or updated > seen.updated:
+            seen.ready, seen.updated = max(ready, seen.ready), max(updated, seen.updated)
+            seen.progressed_us = now_us
         return seen
 
     def _wanted(

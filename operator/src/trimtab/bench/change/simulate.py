@@ -183,7 +183,7 @@ class World:
         totals = devices_by_product(self.plant.pools.values())
         steps = {c.uid: c.step for c in candidates}
         if self._hysteresis:
-            steps = admit(candidates, totals=totals, policy=self._policy)
+            steps = admit(candidates, totals=totals, now_us=now_us, policy=self._policy)
         generations = {i.uid: i.generation for i in self._fleet.intents}
         for candidate in sorted(candidates, key=lambda c: c.uid):
             step = steps[candidate.uid]
@@ -263,7 +263,8 @@ class World:
             if not one.lost and uid in self._began:
                 self.life.least_ready = min(self.life.least_ready, running.ready)
             if not one.lost:
-                moving.setdefault(running.config.product, []).append(in_transition(running))
+                count = in_transition(running, now_us=now_us, policy=self._policy)
+                moving.setdefault(running.config.product, []).append(count)
         for product, counts in moving.items():
             several = sum(counts) if sum(c > 0 for c in counts) > 1 else 0
             share = several / max(1, totals.get(product, 0))
