@@ -271,7 +271,7 @@ async def test_a_source_outside_the_prefixes_creates_nothing(lab: Lab) -> None:
 
 
 async def test_a_paused_intent_keeps_its_children(lab: Lab) -> None:
-    """While paused a new plan changes no child; afterwards it does."""
+    """While paused a new plan changes no child and leaves it its room; afterwards it does."""
     async with running(lab) as run:
         await _serve(lab, run)
         before = (await lab.list(DEPLOYMENT, lab.namespace))[0]["metadata"]["generation"]
@@ -281,6 +281,11 @@ async def test_a_paused_intent_keeps_its_children(lab: Lab) -> None:
             "chat",
             {"metadata": {"annotations": {"trimtab.dev/paused": "true"}}},
         )
+
+        async def kept(*, fixed: bool) -> bool:
+            return [a.fixed for a in run.planner.snapshots[-1].assignments] == [fixed]
+
+        await lab.wait("the plan that leaves it its room", lambda: kept(fixed=True))
         run.planner.decide = lambda view: a_plan(view, option=an_option(view, precision="fp32"))
         await lab.patch(INTENT, lab.namespace, "chat", {"spec": {"priority": 5}})
         await lab.condition("Placed", "Paused")
@@ -297,6 +302,7 @@ async def test_a_paused_intent_keeps_its_children(lab: Lab) -> None:
             return bool(found["metadata"]["generation"] > before)
 
         await lab.wait("the roll", rolled)
+        await lab.wait("the plan that decides about it again", lambda: kept(fixed=False))
 
 
 async def test_a_deleted_intent_leaves_nothing(lab: Lab) -> None:

@@ -57,6 +57,22 @@ def test_two_newcomers_share_what_one_running_alone_would_not_give_up():
     assert "Add a node" in found["new"].message
 
 
+def test_what_is_paused_gives_nothing_away_and_is_planned_anew_afterwards():
+    """With room beside it a lone replica would take one GPU less; while it is fixed it does not."""
+    third = replace(NEW, name="third", uid="uid-third", created_seconds=NEW.created_seconds + 1)
+    pools = (gpus("a", count=3),)
+    found = plan(OLD, NEW, third, pools=pools, assignments=(runs(tp=2),))
+    assert [shape(one) for one in found.values()] == [(1, 1)] * 3
+    fixed = replace(runs(tp=2), fixed=True)
+    edited = replace(OLD, generation=2)
+    for old in (OLD, edited):
+        found = plan(old, NEW, third, pools=pools, assignments=(fixed,))
+        assert (shape(found["old"]), found["old"].nodes) == ((2, 1), (("a", 1),))
+        assert (found["old"].keeps_assignment, found["old"].fixed) == (True, True)
+        assert (found["new"].verdict, found["third"].verdict) == ("Planned", "Unplanned")
+        assert "held by" in found["third"].message
+
+
 def test_with_room_beside_it_a_lone_replica_makes_room():
     """One more GPU elsewhere is enough: it changes there first, and two newcomers follow it."""
     pools = (gpus("a", count=2), gpus("b", count=1))

@@ -73,7 +73,7 @@ def test_an_annotation_is_heard() -> None:
     bench.event("inferenceintents", "ADDED", an_intent())
     paused = an_intent(meta={"annotations": {"trimtab.dev/paused": "true"}})
     told = bench.event("inferenceintents", "MODIFIED", paused)
-    assert told == [("wake", "uid-chat", "spec"), ("run", "steps")]
+    assert told == [("wake", "uid-chat", "spec"), ("run", "steps"), ("replan",)]
 
 
 def test_a_deletion_frees_the_name() -> None:

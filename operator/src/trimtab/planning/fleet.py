@@ -1,6 +1,6 @@
 """The plan of the whole fleet: one decision per intent, pure and independent of input order."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trimtab.planning.capacity import Ledger, located, one_per_place, place_of
@@ -57,6 +57,7 @@ def plan_fleet(
     that leaves anybody without its first choice, the fleet is shared out jointly. Threads
     and memory are never promised twice: a prediction on an oversubscribed node would be wrong. So
     what runs holds its place until its own intent moves: priority decides about what is free.
+    What runs for an intent that nobody may touch now is a constant, whatever the intent asks for.
 
     Args:
         snapshot: What is planned for.
@@ -73,12 +74,14 @@ def plan_fleet(
         # Who comes first has its queues simulated if the budget is not enough for all.
         for intent in sorted(snapshot.intents, key=_order)
     ]
-    sharing = share(cases, snapshot=snapshot, policy=policy)
+    fixed = _fixed(snapshot)
+    open_ = [case for case in cases if case.intent.uid not in fixed]
+    sharing = share(open_, snapshot=snapshot, policy=policy)
     alone = {c.intent.uid: c for c in reachable(cases, snapshot, policy)}
     gone: set[str] = set()
     closed: set[str] = set()
     while True:
-        units = _units(cases, sharing, snapshot, alone=alone)
+        units = _units(open_, sharing, snapshot, alone=alone)
         ledger, picks = _search(units, snapshot=snapshot, policy=policy)
         places = {w.id: picks.get(leader(w).intent.uid) for w in sharing.workers}
         homeless = {id_ for id_, place in places.items() if place is None}
@@ -88,7 +91,7 @@ def plan_fleet(
         } - closed
         if full:
             closed |= full
-            sharing = dissolved(share(cases, snapshot=snapshot, policy=policy, closed=closed), gone)
+            sharing = dissolved(share(open_, snapshot=snapshot, policy=policy, closed=closed), gone)
         elif homeless:
             # No place for all of them in one worker; each for itself may still find one.
             gone |= homeless
@@ -96,11 +99,12 @@ def plan_fleet(
         else:
             break
     picks, solver = share_out(
-        units, picks=picks, fleet=_fleet(snapshot), snapshot=snapshot, policy=policy
+        units, picks=picks, fleet=_fleet(snapshot, fixed), snapshot=snapshot, policy=policy
     )
     if solver != "Direct":
         ledger = _left(units, picks, snapshot)
     shared = _members(sharing, picks, snapshot=snapshot)
+    picks |= _constant(cases, fixed, snapshot)
     plans = [
         replace(
             _told(
@@ -112,6 +116,7 @@ def plan_fleet(
                 policy=policy,
             ),
             **remapping(case.intent, sharing, shared.get(case.intent.uid)),
+            fixed=case.intent.uid in fixed,
         )
         for case in cases
     ]
@@ -156,7 +161,7 @@ def _search(
     units: Sequence[Unit], *, snapshot: FleetSnapshot, policy: PlannerPolicy
 ) -> tuple[Ledger, dict[str, Pick]]:
     """Return what is left of the fleet, and the place of every intent or group, by its leader's uid."""
-    ledger = _fleet(snapshot)
+    ledger = _fleet(snapshot, _fixed(snapshot))
     for one in units:
         _hold(ledger, one.runs)
     picks = _floors(units, ledger)
@@ -177,7 +182,7 @@ def _search(
 
 def _left(units: Sequence[Unit], picks: Mapping[str, Pick], snapshot: FleetSnapshot) -> Ledger:
     """Return what a choice leaves of the fleet."""
-    ledger = _fleet(snapshot)
+    ledger = _fleet(snapshot, _fixed(snapshot))
     for one in units:
         pick = picks.get(one.uid)
         if pick is None:
@@ -221,10 +226,38 @@ def _prepared(
         return Case(intent=intent, problem=Problem(reason="NoEstimate", message=message))
 
 
-def _fleet(snapshot: FleetSnapshot) -> Ledger:
+def _fixed(snapshot: FleetSnapshot) -> dict[str, Assignment]:
+    """Return what runs, by uid, for intents that nobody may touch now and that share with nobody.
+
+    A group's worker is its members' together: one of them that is paused holds up nobody.
+    """
+    shared = {a.intent_uid for a in snapshot.assignments if a.group}
+    return {
+        a.intent_uid: a
+        for a in snapshot.assignments
+        if a.fixed and a.replicas > 0 and a.intent_uid not in shared
+    }
+
+
+def _constant(
+    cases: Sequence[Case], fixed: Mapping[str, Assignment], snapshot: FleetSnapshot
+) -> dict[str, Pick]:
+    """Return what runs for intents that nobody may touch, as it is."""
+    known = {p.node for p in snapshot.pools} | {p.node for p in snapshot.gpu_pools}
+    found: dict[str, Pick] = {}
+    for case in cases:
+        here = fixed.get(case.intent.uid)
+        if here is not None and case.running is not None:
+            nodes = tuple(place for place in located(here) if place[0] in known)
+            found[case.intent.uid] = Pick(case.running, nodes, kept=True)
+    return found
+
+
+def _fleet(snapshot: FleetSnapshot, fixed: Collection[str] = ()) -> Ledger:
     """Return the nodes without what runs for intents that this round does not decide about."""
     ledger = Ledger(snapshot.pools, snapshot.gpu_pools)
-    decided = {intent.uid for intent in snapshot.intents if intent.model is not None}
+    models = {intent.uid for intent in snapshot.intents if intent.model is not None}
+    decided = models.difference(fixed)
     ours = {place_of(a) for a in snapshot.assignments if a.intent_uid in decided}
     others = [a for a in snapshot.assignments if place_of(a) not in ours]
     for assignment in one_per_place(others):

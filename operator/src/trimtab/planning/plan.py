@@ -266,6 +266,7 @@ class IntentPlan:
         remap_verdict: Whether weights are lent to the KV cache under pressure.
         remap_reasons: Why, and why it shares with nobody, a sentence each.
         losses: What precisions of the model were measured to lose.
+        fixed: What runs was no question of this plan: its intent was paused or refused.
         unmeasured: Precisions that the spec lets be considered, and whose loss is not measured.
     """
 
@@ -289,6 +290,7 @@ class IntentPlan:
     remap_reasons: tuple[str, ...] = ()
     losses: tuple[AccuracyLoss, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -242,7 +242,8 @@ class Assignment:
     ``generation`` is the intent's generation that this plan was made for; ``age_seconds`` is how
     long it has been in force; ``memory_bytes`` is what each replica requests; ``ready`` is how many
     replicas serve, None where that is not known: then all of them do. Members of a sharing group
-    have one assignment each, with equal ``group``: together they hold the place of one.
+    have one assignment each, with equal ``group``: together they hold the place of one. One that is
+    ``fixed`` is not changed by anybody now, as its intent is paused or refused: its place is its own.
     """
 
     intent_uid: str
@@ -254,6 +255,7 @@ class Assignment:
     memory_bytes: int = 0
     group: str = ""
     ready: int | None = None
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

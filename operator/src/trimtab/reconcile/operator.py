@@ -44,6 +44,7 @@ from trimtab.reconcile.routes import RoutesKeeper
 from trimtab.reconcile.snapshot import Surroundings, fleet_snapshot, planned_load, planned_variation
 from trimtab.reconcile.stepping import STEPS_SECONDS, Stepper
 from trimtab.reconcile.sweep import SWEEP_SECONDS, Sweeper
+from trimtab.reconcile.untouched import untouched
 from trimtab.reconcile.unused import KINDS as PRUNED_KINDS
 from trimtab.reconcile.unused import LOOK_SECONDS, Pruner
 from trimtab.reconcile.volumes import VolumeReader
@@ -389,6 +390,7 @@ class Operator:
                 anchors=world.anchors.all(),
                 volumes=await self._volumes.read(self.caches.inferenceintents),
                 fingerprints=self.keeper.book,
+                fixed=frozenset(r.uid for r in self.caches.inferenceintents if untouched(r, world)),
             ),
         )
         metrics.INVALID_FINGERPRINTS.set(self.keeper.book.spoilt())

@@ -68,6 +68,8 @@ class Surroundings:
     """Of live replicas, of each fingerprint the newest last."""
     volumes: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
     """PersistentVolumes of models, by namespace and claim."""
+    fixed: frozenset[str] = frozenset()
+    """Uids of intents whose objects nobody touches now."""
     fingerprints: FingerprintBook = field(default_factory=FingerprintBook)
 
 
@@ -95,7 +97,7 @@ def fleet_snapshot(
         capabilities=surroundings.capabilities,
         fingerprints=surroundings.fingerprints.read(caches, settings=settings),
         prices=surroundings.prices,
-        assignments=_assignments(caches, ages=surroundings.ages),
+        assignments=_assignments(caches, surroundings),
         gateway_overhead_us=surroundings.gateway_overhead_us,
         anchors=surroundings.anchors,
         headroom_models=settings.sharing_headroom_models,
@@ -376,8 +378,8 @@ def cpu_models(caches: Caches, *, settings: Settings) -> dict[str, str]:
     return found
 
 
-def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment, ...]:
-    found = []
+def _assignments(caches: Caches, surroundings: Surroundings) -> tuple[Assignment, ...]:
+    found, ages = [], surroundings.ages
     for intent in sorted(caches.inferenceintents, key=lambda r: r.uid):
         for deployment in caches.deployments.owned_by(intent.uid):
             if deployment.deleting or deployment.namespace != intent.namespace:
@@ -388,7 +390,7 @@ def _assignments(caches: Caches, *, ages: Mapping[str, int]) -> tuple[Assignment
                 else _alone(intent, deployment, caches, ages=ages)
             )
             if assignment is not None:
-                found.append(assignment)
+                found.append(replace(assignment, fixed=intent.uid in surroundings.fixed))
     # Who moves into a group is a member already: its own worker goes once the group's serves it.
     return tuple(sorted(found, key=lambda a: (a.intent_uid, not a.group)))
 

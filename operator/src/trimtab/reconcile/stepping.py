@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from trimtab.api.v1alpha1.names import (
     COMPONENT_LABEL,
     GROUP_LABEL,
-    PAUSED_ANNOTATION,
     REPLICAS_ANNOTATION,
 )
 from trimtab.planning.beside import Beside
@@ -16,10 +15,9 @@ from trimtab.planning.replan import Running, Wanted, next_step
 from trimtab.planning.transition import Candidate, admit, devices, devices_by_product
 from trimtab.planning.triggers import SpareWatch
 from trimtab.reconcile.inferenceintent.gather import unplaced
-from trimtab.reconcile.inferenceintent.policies import Admission, first_violation
 from trimtab.reconcile.inferenceintent.rollout import in_force
-from trimtab.reconcile.naming import model_name
-from trimtab.reconcile.snapshot import epoch, parse_intent
+from trimtab.reconcile.snapshot import epoch
+from trimtab.reconcile.untouched import untouched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +105,7 @@ class Stepper:
             if found is None or plan is None:
                 continue
             plans[record.uid] = plan
-            if found.step.kind == "Keep" or self._may_change(record):
+            if found.step.kind == "Keep" or not untouched(record, self._world):
                 candidates[record.uid] = found
             else:
                 # One that is not taken must not hold up others.
@@ -183,19 +181,6 @@ class Stepper:
             running=running,
             step=step,
         )
-
-    def _may_change(self, record: IntentRecord) -> bool:
-        """Tell whether a step would be taken now."""
-        if record.annotations.get(PAUSED_ANNOTATION) == "true":
-            return False
-        try:
-            intent = parse_intent(record)
-        except ValueError:
-            return False
-        oldest = self._world.oldest_namesake(record.namespace, model_name(record))
-        taken = "" if oldest is None or oldest.uid == record.uid else oldest.name
-        asked = Admission(intent=intent, settings=self._world.settings, name_taken_by=taken)
-        return first_violation(asked) is None
 
     def _own(self, record: IntentRecord) -> DeploymentRecord | None:
         for deployment in self._world.caches.deployments.owned_by(record.uid):

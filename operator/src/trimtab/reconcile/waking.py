@@ -113,6 +113,8 @@ class Waker:
             self._wake(record.uid, "spec")
             # One that is paused no longer, or takes its replicas back, has another step.
             self._run("steps")
+            # So has its place: nobody else's while it is paused.
+            self._replan()
         # A change of status alone is our own writing.
 
     def _wake_namesakes(self, freed: IntentRecord) -> None:

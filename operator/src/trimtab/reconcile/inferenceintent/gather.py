@@ -16,6 +16,7 @@ from trimtab.reconcile.inferenceintent.inspecting import inspection, inspection_
 from trimtab.reconcile.labels import Owner
 from trimtab.reconcile.naming import model_name
 from trimtab.reconcile.snapshot import declared_load, parse_intent, several_nodes
+from trimtab.reconcile.untouched import untouched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +68,9 @@ def gather(record: IntentRecord, *, world: World) -> ObservedIntent:
         seconds=settings.policy_seconds,
     )
     plan = world.fleet.of(record.uid, generation=record.generation) if reading.facts else None
+    if plan is not None and plan.fixed and not untouched(record, world):
+        # Made while it was paused, of what ran: an edit since then is planned first.
+        plan = None
     homes = _homes(record, plan, world)
     home = homes[0] if homes else _Home(deployment=None, pods=())
     workers = home.pods
