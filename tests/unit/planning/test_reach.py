@@ -73,6 +73,34 @@ def test_what_is_paused_gives_nothing_away_and_is_planned_anew_afterwards():
         assert "held by" in found["third"].message
 
 
+def test_replicas_that_somebody_else_counts_keep_their_room():
+    """Three where one would do, as an autoscaler asks for them: nobody is planned on the other two."""
+    busy = replace(OLD, constraints=Constraints(gpu_products=(H100,), max_replicas=2))
+    pools = (gpus("a", count=3),)
+    three = runs(tp=1, replicas=3)
+    assert plan(busy, NEW, pools=pools, assignments=(three,))["new"].verdict == "Planned"
+    found = plan(busy, NEW, pools=pools, assignments=(replace(three, counted=True),))
+    assert (shape(found["old"]), found["old"].keeps_assignment) == ((1, 3), True)
+    assert (found["new"].verdict, found["new"].reason) == ("Unplanned", "NoCapacity")
+    (edited,) = plan(
+        replace(busy, generation=2),
+        pools=(gpus("a", count=8),),
+        assignments=(replace(three, counted=True),),
+    ).values()
+    assert edited.option.replicas == 3, "the configuration may change, the count may not"
+
+
+def test_the_remedy_for_too_few_counted_replicas_is_not_a_pin():
+    """Who reads that more are needed is told whom to ask; maxReplicas would change nothing."""
+    load = replace(QUIET, requests_per_second=500.0)
+    targets = Targets(tpot_us=50_000)
+    busy = replace(OLD, objective="TargetLatency", targets=targets, load=load)
+    one = replace(runs(tp=1), counted=True)
+    (found,) = plan(busy, pools=(gpus("a", count=8),), assignments=(one,)).values()
+    assert "maxReplicas" not in found.message
+    assert "whoever sets the Deployment's replicas" in found.message
+
+
 def test_with_room_beside_it_a_lone_replica_makes_room():
     """One more GPU elsewhere is enough: it changes there first, and two newcomers follow it."""
     pools = (gpus("a", count=2), gpus("b", count=1))

@@ -462,6 +462,24 @@ def test_a_snapshot_tells_how_many_replicas_serve(ready: int, counted: int) -> N
     assert [one.ready for one in found.assignments] == [counted]
 
 
+@pytest.mark.parametrize(
+    ("manager", "back", "counted"),
+    [("", False, False), ("keda", False, True), ("keda", True, False)],
+)
+def test_a_snapshot_tells_whose_replicas_somebody_else_counts(
+    manager: str, *, back: bool, counted: bool
+) -> None:
+    """Until the annotation takes them back."""
+    town = Town()
+    notes = {"trimtab.dev/replicas": "Trimtab"} if back else {}
+    town.runs(town.intent(annotations=notes), replicas=2, manager=manager)
+    surroundings = Surroundings(capabilities=ASSUMED)
+    found = fleet_snapshot(
+        town.caches, loads=LoadBook(), settings=SETTINGS, surroundings=surroundings
+    )
+    assert [one.counted for one in found.assignments] == [counted]
+
+
 @pytest.mark.parametrize(("before", "asked"), [(None, 0), (1, 0), (0, 1)])
 def test_what_serves_again_and_cannot_move_is_planned_again(before: int | None, asked: int) -> None:
     """The plan was made while it did not serve, and promised its place to others."""

@@ -250,11 +250,14 @@ def _more_devices(
             f", which has {missed(intent, judged[0], load)}"
         )
         pinned = intent.constraints.max_replicas
-        remedy = (
-            f"Raise spec.constraints.maxReplicas above {pinned}, or lower spec.load"
-            if pinned is not None
-            else "Add nodes or lower spec.load"
-        )
+        remedy = "Add nodes or lower spec.load"
+        if pinned is not None:
+            remedy = f"Raise spec.constraints.maxReplicas above {pinned}, or lower spec.load"
+        if intent.constraints.counted:
+            remedy = (
+                f"Let whoever sets the Deployment's replicas set more than {pinned}, or annotate "
+                "the InferenceIntent with trimtab.dev/replicas: Trimtab"
+            )
     return Problem(
         reason="TargetNeedsMoreGPUs",
         message=f"{_name(intent)}: the objective needs {said}.{holders.shares()} {remedy}.",

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from trimtab.planning.capacity import Ledger, located, one_per_place, place_of
 from trimtab.planning.case import Case, acceptable, allowed, prepare, subjects
+from trimtab.planning.counted import as_counted
 from trimtab.planning.diagnose import (
     Holders,
     Problem,
@@ -65,6 +66,7 @@ def plan_fleet(
         surveys: What the last plan found out about intents that may not have changed; the plan is
             the same without it, and takes longer.
     """
+    snapshot = as_counted(snapshot)
     fleet = _fleet(snapshot)
     known = surveys if surveys is not None else Surveys()
     known.begin(snapshot, policy)

@@ -69,7 +69,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
-    """What the intent pins; None allows everything."""
+    """What the intent pins; None allows everything.
+
+    ``counted`` tells that both counts are the one that somebody else set, not pins of the spec.
+    """
 
     gpu_products: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
@@ -78,6 +81,7 @@ class Constraints:
     pipeline_parallel_sizes: tuple[int, ...] | None = None
     min_replicas: int | None = None
     max_replicas: int | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +248,7 @@ class Assignment:
     replicas serve, None where that is not known: then all of them do. Members of a sharing group
     have one assignment each, with equal ``group``: together they hold the place of one. One that is
     ``fixed`` is not changed by anybody now, as its intent is paused or refused: its place is its own.
+    Of one that is ``counted`` somebody else sets the replicas.
     """
 
     intent_uid: str
@@ -256,6 +261,7 @@ class Assignment:
     group: str = ""
     ready: int | None = None
     fixed: bool = False
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

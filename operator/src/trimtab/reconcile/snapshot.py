@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from trimtab.api.v1alpha1.inferenceintent import InferenceIntent
-from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL
+from trimtab.api.v1alpha1.names import COMPONENT_LABEL, GROUP_LABEL, REPLICAS_ANNOTATION
 from trimtab.kube import names as object_names
 from trimtab.observe.capabilities import ASSUMED
 from trimtab.observe.inspections import INSPECTION_KEY, ModelFacts, parse_verdict
@@ -419,6 +419,8 @@ def _alone(
         age_seconds=ages.get(intent.uid, 0),
         memory_bytes=rollout.memory_bytes,
         ready=min(deployment.ready_replicas, deployment.replicas),
+        counted=bool(deployment.foreign_replicas_manager)
+        and intent.annotations.get(REPLICAS_ANNOTATION) != "Trimtab",
     )
 
 
